@@ -104,6 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.settings = settings
+    app.state.is_stopping = False  # set by the server on SIGTERM
     app.state.model_manager = model_manager
     app.state.metrics = metrics
     app.state.capacity = Capacity(settings.max_requests, metrics)

@@ -155,7 +155,8 @@ class Settings(BaseSettings):
     max_batch: Positive = 32
     deadline_s: Seconds = 30.0
     upkeep_s: Seconds = 5.0  # between two rounds of the gallery's maintenance
-    drain_s: Positive = 20  # how long SIGTERM waits for requests in progress
+    stop_delay_s: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # SIGTERM until the port closes; not ready meanwhile
+    drain_s: Positive = 20  # how long SIGTERM then waits for requests in progress
 
     @field_validator("port", mode="before")
     @classmethod

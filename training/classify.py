@@ -1,8 +1,8 @@
 """Train a classifier: `python -m training.classify training/recipes/lenet5-mnist.toml`.
 
-On several GPUs: `accelerate launch --num_processes 4 -m training.classify RECIPE`. On a CPU, accelerate's own `--cpu`
-starts a single process whatever `--num_processes` says; two processes (gloo) are started by
-`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m training.classify RECIPE`.
+On several GPUs: `accelerate launch --num_processes 4 -m training.classify RECIPE`; on several nodes: docs/weights.md.
+On a CPU, accelerate's own `--cpu` starts a single process whatever `--num_processes` says; two processes (gloo) are
+started by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m training.classify RECIPE`.
 """
 
 from __future__ import annotations

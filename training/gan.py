@@ -262,7 +262,10 @@ def setup(recipe: GanRecipe, accelerator: Accelerator, folder: Path) -> Adversar
         CheckpointError: see `Extractor`. TrainingError: more than one process; see `CroppedImages`.
     """
     if accelerator.num_processes > 1:
-        raise RecipeError(f"a generator and its discriminator train in one process, not in {accelerator.num_processes}")
+        raise RecipeError(
+            f"a generator and its discriminator train in one process, not in {accelerator.num_processes}:"
+            " DistributedDataParallel does not support gradients of gradients"
+        )
     extractor = Extractor(recipe.watch.extractor)
     images = CroppedImages(recipe.data, recipe.preprocess, recipe.train.batch_size, recipe.seed)
     real = images.set.images[images.held_out]

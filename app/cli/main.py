@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     import uvicorn
+    from fastapi import FastAPI
 
     from app.settings import Settings
 
@@ -145,8 +146,10 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
         raise typer.Exit(1)
 
 
-def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uvicorn.Server:
+def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> uvicorn.Server:
     """Return a uvicorn server that calls `ready` with its port once it listens."""
+    import time
+
     import uvicorn
 
     from app.server.http_protocol import KEEP_ALIVE_S, LimitedHttpProtocol, raise_file_limit
@@ -161,9 +164,18 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
                 gc.freeze()
                 ready(self.servers[0].sockets[0].getsockname()[1])
 
+        async def on_tick(self, counter: int) -> bool:
+            if not await super().on_tick(counter):
+                return False
+            # Until load balancers have noticed, requests still arrive: one on a port that closes would be lost.
+            if not app.state.is_stopping:
+                app.state.is_stopping = True
+                self.closes_at = time.monotonic() + settings.stop_delay_s
+            return self.force_exit or time.monotonic() >= self.closes_at
+
     connections = raise_file_limit(settings.max_connections)
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=partial(LimitedHttpProtocol, settings=settings, max_connections=connections, waiting={}),  # type: ignore[arg-type]
         ws="none",
         host=settings.host.strip("[]"),

@@ -111,7 +111,8 @@ def _api_errors() -> Iterator[None]:
     except Exception as error:
         raise_if_full(error)
         if isinstance(error, UnavailableError):  # its text may name hosts
-            raise StorageUnavailable("send the request again", {"Retry-After": "1"}) from error
+            advice = "send the request again; an enrolment with the same Idempotency-Key"
+            raise StorageUnavailable(advice, {"Retry-After": "1"}) from error
         if type(error) in _API_ERRORS:
             raise _API_ERRORS[type(error)](str(error)) from error
         raise

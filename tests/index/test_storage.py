@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_a_full_disk_and_a_missing_folder_are_problems(
     (problem,) = storage.problems()
     assert problem.startswith("the disk is full")
     monkeypatch.undo()
-    storage.gallery.ledger.full_at = module.time.monotonic()
+    storage.gallery.ledger.full_at = time.monotonic()
     assert storage.problems() == [problem]
     storage.gallery.ledger.full_at -= module.FULL_DISK_S
     assert storage.problems() == []

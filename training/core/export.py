@@ -14,6 +14,7 @@ from torch import nn
 from models import checkpoint
 from models.card import Metric, ModelCard, Training
 from models.registry import lookup
+from training.core.distributed import on_main, require_agreement
 from training.core.errors import exit_on_error
 from training.core.run_folder import Progress, Run, hardware, versions
 from training.core.trainer import TrainingTask, fit, make_accelerator
@@ -59,12 +60,14 @@ def begin(
     The folder is VESTIBULE_RUNS/<run_name>, by default the recipe's name. It is changed only after `setup` succeeds.
 
     Raises:
-        RunError: see `Run.begin`. TrainingError: see `setup`.
+        RunError: see `Run.begin`, `require_agreement`. TrainingError: see `setup`.
     """
     accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
+    arguments = repr((recipe.model_dump_json(), run.folder.name, resume, overwrite))
+    require_agreement(accelerator, runs_folder(), arguments)
     task = setup(recipe, accelerator, run.folder)
-    run.begin(recipe, resume=resume, overwrite=overwrite)
+    on_main(accelerator, lambda: run.begin(recipe, resume=resume, overwrite=overwrite))
     return task, run
 
 
@@ -73,7 +76,8 @@ def export(task: ExportTask, run: Run, progress: Progress) -> ModelCard | None:
 
     Returns the card on the main process, None on the others.
     """
-    recipe, trained = task.recipe, task.best_model(run.load_best()["networks"])
+    recipe = task.recipe
+    trained = task.best_model(on_main(task.accelerator, run.load_best)["networks"])
     if not run.main:
         return None
     return checkpoint.save(

@@ -6,7 +6,7 @@
     history.json    a row for every epoch; the same in curves.png (drawn at the end) and tensorboard/
     export/<name>/  the served model, see `training.core.export`
 
-Only the main process writes; all processes may read.
+Only the main process writes and reads, see `training.core.distributed`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models.checkpoint import bare_state
+from training.core.distributed import on_main
 from training.core.errors import DivergedError, RunError
 from training.core.muon import Muon
 from training.core.run_folder import Progress, Run
@@ -257,25 +259,34 @@ def fit(task: TrainingTask, run: Run, train: TrainSection, seed: int, *, resume:
         _end_epoch(task, run, accelerator, progress)
         run.log(progress.history)
         save()
-    accelerator.wait_for_everyone()  # until the main process has written best.pt, which the export reads
     run.finish(progress)
     return progress
 
 
 def _restore(task: TrainingTask, run: Run, accelerator: Accelerator) -> Progress:
-    try:
-        state = run.load_last(accelerator.num_processes)
+    def load() -> dict[str, Any]:
+        with _as_run_errors(run):
+            return run.load_last(accelerator.num_processes)
+
+    state = on_main(accelerator, load)
+    with _as_run_errors(run):
         for name, learner in task.learners.items():
             learner.load_state_dict(state["learners"][name])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        path = run.folder / "last.pt"
-        raise RunError(f"{path} is not a checkpoint of this recipe and version: {error!r}") from error
     if state["threads"] != torch.get_num_threads():
         log.warning("last.pt: %d threads, now %d; last bits may differ", state["threads"], torch.get_num_threads())
     progress: Progress = state["progress"]
     return progress
+
+
+@contextmanager
+def _as_run_errors(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        path = run.folder / "last.pt"
+        raise RunError(f"{path} is not a checkpoint of this recipe and version: {error!r}") from error
 
 
 def _step(task: TrainingTask, progress: Progress, epoch: int, index: int, *, seed: int, process: int) -> None:

@@ -5,8 +5,8 @@ Names, metadata, crops and the data of bulk jobs are stored encrypted, each with
 lie.
 Subjects and values of metadata are looked up by an HMAC. Vectors are plain, because PostgreSQL compares them.
 
-A trigger records each deleted or replaced row of the tables from which data is erased (`scrubs`), for maintenance to
-overwrite (index/postgres/store/scrubbing.py). These tables have no statistics of values, which are copies of them.
+A trigger records the page of each deleted or replaced row of the tables from which data is erased (`scrubs`), for
+maintenance to overwrite (index/postgres/store/scrubbing.py). No statistics are collected of their content.
 The faces of a collection have a table of their own (index/postgres/store/face_tables.py).
 """
 

@@ -52,38 +52,45 @@ def kind(table: str) -> ErasableTable:
 
 
 FUNCTIONS = """
-    -- Rows whose bytes are still in their pages. `place` is the row's position in the table `relation`.
+    -- Pages that may have bytes of deleted rows.
     CREATE TABLE scrubs (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         relation oid NOT NULL,
-        place tid NOT NULL,
+        page bigint NOT NULL,
         xid xid8 NOT NULL DEFAULT pg_current_xact_id()
     );
     CREATE INDEX scrubs_by_transaction ON scrubs (xid);
     CREATE FUNCTION note_scrub() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        INSERT INTO scrubs (relation, place) VALUES (TG_RELID, OLD.ctid);
+        INSERT INTO scrubs (relation, page) VALUES (TG_RELID, split_part(ltrim(OLD.ctid::text, '('), ',', 1)::bigint);
         RETURN NULL;
     END $$;
-    -- Writes new versions of a row, with the values `blank`, into the free space of its page, and returns the positions
-    -- of all rows in it: NULL for an empty page. Undo the transaction.
-    CREATE FUNCTION overwrite_free_space(relation regclass, block bigint, blank text) RETURNS text[]
+    CREATE FUNCTION is_empty_page(relation regclass, page bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+    DECLARE
+        is_empty boolean;
+    BEGIN
+        EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s WHERE ctid >= $1 AND ctid < $2)', relation) INTO is_empty
+            USING format('(%s,0)', page)::tid, format('(%s,0)', page + 1)::tid;
+        RETURN is_empty;
+    END $$;
+    -- Writes new versions of a row, with the values `blank`, into the free space of its page. Returns whether the page
+    -- has a row that no other transaction has locked. Undo the transaction.
+    CREATE FUNCTION overwrite_free_space(relation regclass, page bigint, blank text) RETURNS boolean
     LANGUAGE plpgsql AS $$
     DECLARE
-        page tid := format('(%s,0)', block)::tid;
-        next_page tid := format('(%s,0)', block + 1)::tid;
-        among text := format('FROM %s WHERE ctid >= $1 AND ctid < $2', relation);
-        places tid[];
+        first tid := format('(%s,0)', page)::tid;
+        behind tid := format('(%s,0)', page + 1)::tid;
         place tid;
+        has_row boolean;
     BEGIN
-        EXECUTE 'SELECT array_agg(ctid) ' || among INTO places USING page, next_page;
-        EXECUTE 'SELECT ctid ' || among || ' LIMIT 1 FOR UPDATE SKIP LOCKED' INTO place USING page, next_page;
-        WHILE place >= page AND place < next_page LOOP
-            places := places || place;
+        EXECUTE format('SELECT ctid FROM %s WHERE ctid >= $1 AND ctid < $2 LIMIT 1 FOR UPDATE SKIP LOCKED', relation)
+            INTO place USING first, behind;
+        has_row := place IS NOT NULL;
+        WHILE place >= first AND place < behind LOOP
             EXECUTE format('UPDATE %s SET filler = '''', %s WHERE ctid = $1 RETURNING ctid', relation, blank)
                 INTO place USING place;
         END LOOP;
-        RETURN places::text[];
+        RETURN has_row;
     END $$;
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -21,9 +20,9 @@ EILEEN, GRACE = encode(photo("astronaut")), encode(grace_hopper())
 PROBLEM = "urn:vestibule:problem:"
 
 
-def post(client: TestClient, image: bytes = EILEEN, key: str | bytes = "k", **params: Any) -> httpx.Response:
-    headers = {**PNG, "idempotency-key": key}
-    return client.post(f"{SUBJECT}/faces", content=image, headers=headers, params=params)  # type: ignore[arg-type]
+def post(client: TestClient, image: bytes = EILEEN, key: str | bytes = "k", **params: Any) -> Any:
+    headers: Any = {**PNG, "idempotency-key": key}
+    return client.post(f"{SUBJECT}/faces", content=image, headers=headers, params=params)
 
 
 def post_both(client: TestClient, key: str) -> dict[str, Any]:

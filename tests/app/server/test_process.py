@@ -18,6 +18,7 @@ import httpx
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from PIL import Image
 from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
 from typer.testing import CliRunner
 
@@ -71,6 +72,21 @@ def test_the_printed_example_works() -> None:
         assert bad_inputs.is_espresso(httpx.post(url, files={"file": image.read_bytes()}))
         process.send_signal(signal.SIGTERM)
         process.wait(20)
+
+
+def test_a_stopping_service_answers_until_load_balancers_have_noticed(tmp_path: Path) -> None:
+    shutil.copytree(Settings().weights / "lenet5-mnist", tmp_path / "weights" / "lenet5-mnist")
+    settings = {"STATE": tmp_path / "state", "WEIGHTS": tmp_path / "weights", "DEFAULT_CLASSIFIER": "lenet5-mnist"}
+    environment = {f"VESTIBULE_{name}": str(value) for name, value in settings.items()}
+    with serving(**environment, VESTIBULE_STOP_DELAY_S="600") as (process, address, _):
+        assert httpx.get(f"{address}/health/ready").status_code == 200
+        process.send_signal(signal.SIGINT)
+        until(lambda: httpx.get(f"{address}/health/ready").status_code == 503)
+        assert httpx.get(f"{address}/health/ready").json()["detail"] == "the service is stopping"
+        digit = {"file": encode(Image.new("L", (28, 28)))}
+        assert httpx.post(f"{address}/classify", files=digit).status_code == 200
+        process.send_signal(signal.SIGINT)  # does not wait any longer
+        process.wait(60)
 
 
 def test_listening_beyond_loopback_without_keys_is_refused() -> None:
