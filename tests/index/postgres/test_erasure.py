@@ -1,4 +1,4 @@
-"""Once a receipt says `erased`, no file of the server has 16 bytes of the vectors, or of the keys that seal the rest."""
+"""Once a receipt says `erased`, no file of the server has 16 bytes of the vectors, or of the keys of sealed values."""
 
 from __future__ import annotations
 

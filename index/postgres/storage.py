@@ -1,0 +1,100 @@
+"""The PostgreSQL storage engine: a gallery in a database, and everything that works on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from psycopg import sql
+
+from index.errors import GalleryError
+from index.postgres.feedback import PostgresFeedback
+from index.postgres.gallery import PostgresGallery
+from index.postgres.maintenance import PostgresMaintenance
+from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
+from index.postgres.search import PostgresSearches
+from index.postgres.store import wal_files
+from index.postgres.store.database import Database, scalar
+
+CHECK_S = 5.0  # seconds between two checks of the database
+
+_ASYNCHRONOUS = """
+SELECT EXISTS (SELECT FROM pg_stat_replication) AND (
+    current_setting('synchronous_standby_names') = '' OR current_setting('synchronous_commit') IN ('off', 'local')
+)
+"""
+
+
+class PostgresStorage:
+    """A `Storage` in a database; see `index.protocol`. `standbys`: addresses; see `PostgresMaintenance`.
+
+    Raises:
+        GalleryError, TooNewError, UnavailableError: see `Database`.
+    """
+
+    def __init__(self, database: Database, standbys: Sequence[str] = ()):
+        self._database = database
+        self.gallery = PostgresGallery(database)
+        self.searches = PostgresSearches(self.gallery)
+        self.feedback = PostgresFeedback(self.gallery)
+        self.reembeddings = PostgresReembeddings(self.gallery)
+        self.reembedding_worker = PostgresReembeddingWorker(self.gallery)
+        self.maintenance = PostgresMaintenance(self.gallery, standbys)
+        self._problems: list[str] = []
+        self._closed = threading.Event()
+        self._checks = threading.Thread(target=self._check_repeatedly, name="database-check", daemon=True)
+        self._checks.start()
+
+    @classmethod
+    def open(
+        cls, url: str, standbys: Sequence[str] = (), *, clock: Callable[[], float] | None = None
+    ) -> PostgresStorage:
+        """Open the database at this address, and create or migrate its schema. `clock`: for tests."""
+        return cls(Database(url, clock), standbys)
+
+    def warnings(self) -> list[str]:
+        """Return warnings about an asynchronous standby, and about what prevents erasures from being finished."""
+        with self._database.snapshot() as db:
+            is_asynchronous, obstacles = scalar(db, sql.SQL(_ASYNCHRONOUS)), wal_files.obstacles(db)
+        warnings = []
+        if is_asynchronous:
+            warnings.append(
+                "the standby is asynchronous: if it replaces a failed server, acknowledged changes are lost and erased"
+                " data can be back; set synchronous_standby_names and synchronous_commit"
+            )
+        if obstacles:
+            warnings.append(f"erasures cannot be finished on the database: run {'; '.join(obstacles)}")
+        return warnings
+
+    def problems(self) -> list[str]:
+        """Return whether the database could not be reached, or refused changes, at the last check."""
+        return self._problems
+
+    def _check_repeatedly(self) -> None:
+        while not self._closed.wait(CHECK_S):
+            self.check()
+
+    def check(self) -> None:
+        """Check the database and update `problems`."""
+        try:
+            with self._database.snapshot() as db:
+                refuses = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on'"
+                read_only = scalar(db, sql.SQL(refuses))
+            self._problems = (
+                ["the database is read-only: enrolling and erasing fail until it accepts changes"] if read_only else []
+            )
+        except GalleryError as error:
+            self._problems = [f"the gallery is not available: {error}"]
+
+    def close(self) -> None:
+        """Write the queued events of searches and close all connections. No other thread may use the storage any more.
+
+        Raises:
+            UnavailableError: the events could not be written.
+        """
+        self._closed.set()
+        self._checks.join()
+        try:
+            self.gallery.audit.flush()
+        finally:
+            self._database.close()
