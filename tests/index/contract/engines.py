@@ -23,9 +23,6 @@ from index.postgres.search import PostgresSearches
 from index.postgres.store.database import Database
 from index.protocol import Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
 from tests.index.people import Clock, maintain
-from tests.index.postgres_server import database_url, postgres_server
-
-__all__ = ["database_url", "engine", "postgres_server"]
 
 
 @dataclass

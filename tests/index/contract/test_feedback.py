@@ -9,10 +9,8 @@ import pytest
 
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import NewFace
-from tests.index.contract.engines import Engine, database_url, engine, postgres_server
+from tests.index.contract.engines import Engine
 from tests.index.people import Clock, vectors
-
-__all__ = ["database_url", "engine", "postgres_server"]
 
 FACES = vectors(6)
 

@@ -11,10 +11,8 @@ import pytest
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.protocol import FIRST, LEASE_S, Gallery, Reembeddings, ReembeddingWorker
 from index.types import Face, Floats, NewFace, PendingCrop, Reembedding
-from tests.index.contract.engines import Engine, database_url, engine, postgres_server
+from tests.index.contract.engines import Engine
 from tests.index.people import Clock, vectors
-
-__all__ = ["database_url", "engine", "postgres_server"]
 
 OLD, NEW = vectors(60, 16, seed=1), vectors(60, 24, seed=2)  # by the number in the crop
 

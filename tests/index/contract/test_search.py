@@ -11,10 +11,8 @@ import pytest
 
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import Floats, Fusion, Match, NewFace, Where
-from tests.index.contract.engines import Engine, database_url, engine, postgres_server
+from tests.index.contract.engines import Engine
 from tests.index.people import Clock, vectors
-
-__all__ = ["database_url", "engine", "postgres_server"]
 
 PEOPLE, FACES = 30, vectors(90)
 METADATA: list[dict[str, Any]] = [
@@ -95,7 +93,7 @@ def test_filtered_searches_agree_with_numpy(doors: Engine, is_indexed: bool) -> 
     for where in WHERES:
         for fusion in ("best", "mean"):
             k = 30 if fusion == "mean" else 3  # an index may miss the highest mean, unless all subjects are wanted
-            results = searches.search("doors", queries, k, fusion=fusion, where=where)  # type: ignore[arg-type]
+            results = searches.search("doors", queries, k, fusion=fusion, where=where)
             for query, matches in zip(queries, results, strict=True):
                 right = expected(query, where, fusion == "mean")[:k]
                 assert [match.subject.key for match in matches] == [key for key, _ in right]
@@ -186,7 +184,7 @@ def test_equally_similar_subjects_are_sorted_by_id(engine: Engine) -> None:
         engine.gallery.enrol("doors", [NewFace(key, FACES[0]), NewFace(key, FACES[1])], "f1")
     for fusion in ("best", "mean"):
         for k in (1, 4, 30):
-            (matches,) = engine.searches.search("doors", FACES[:1], k, fusion=fusion)  # type: ignore[arg-type]
+            (matches,) = engine.searches.search("doors", FACES[:1], k, fusion=fusion)
             assert [match.subject.key for match in matches] == keys[:k]
 
 

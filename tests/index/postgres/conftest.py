@@ -8,9 +8,6 @@ import pytest
 
 from index.postgres.store.database import Database
 from tests.index.people import Clock
-from tests.index.postgres_server import database_url, postgres_server
-
-__all__ = ["database", "database_url", "postgres_server"]
 
 
 @pytest.fixture

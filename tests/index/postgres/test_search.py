@@ -85,7 +85,7 @@ def test_plans_without_an_index(gallery: PostgresGallery, plans: list[str]) -> N
         (True, {"half": [1]}, ["all"]),
         (False, {"half": [1], "floor": [3, 4]}, ["chosen"]),
     ):
-        assert keys(gallery, query, 3, mean=mean, where=where) == expected(query, 3, mean, where)  # type: ignore[arg-type]
+        assert keys(gallery, query, 3, mean=mean, where=where) == expected(query, 3, mean, where)
         assert plans == plan
         plans.clear()
 
@@ -102,8 +102,8 @@ def test_plans_with_an_index(gallery: PostgresGallery, plans: list[str], monkeyp
     ):
         monkeypatch.setattr(search, "COMPARED_SUBJECTS", compared)
         # An index may miss the highest mean, unless all subjects are wanted.
-        k = len(expected(query, PEOPLE, mean, where)) if mean else 3  # type: ignore[arg-type]
-        assert keys(gallery, query, k, mean=mean, where=where) == expected(query, k, mean, where)  # type: ignore[arg-type]
+        k = len(expected(query, PEOPLE, mean, where)) if mean else 3
+        assert keys(gallery, query, k, mean=mean, where=where) == expected(query, k, mean, where)
         assert set(plans) == {plan}
         plans.clear()
 
