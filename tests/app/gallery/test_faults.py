@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import find_faults
 from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.keys import LEDGER_FILE
 from index.embedded.storage import EmbeddedStorage
 from index.embedded.store import subject_records
 from index.embedded.tasks.maintenance import Maintenance
-from index.key_factory import open_keys
+from index.key_factory import KEYS_FOLDER, open_keys
+from index.protocol import AuditLog as AuditLogInterface
 from index.types import Item, NewFace
 from index.validation import MAX_DEPTH
 from tests.app.conftest import BASE_URL
@@ -168,7 +171,7 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     try:
         for operation, options in LOGGED.items():
             method, path = operation.split()
-            log: AuditLog = gallery_of(running).audit
+            log: AuditLog | AuditLogInterface = gallery_of(running).audit
             if path.endswith("/reload"):
                 log = keys.audit
                 card.write_text(json.dumps(json.loads(card.read_text()) | {"description": "another"}))
@@ -182,8 +185,9 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
             events = [entry.event for entry in log.read(limit=10_000)[0][before:]]
             assert key.id in {event.actor for event in events}, operation
     finally:
-        keys._write(lambda db: db.execute("DELETE FROM keys").fetchall())  # type: ignore[arg-type]
         keys.close()
+        with closing(apsw.Connection(str(state.settings.state / KEYS_FOLDER / LEDGER_FILE))) as db:
+            db.execute("DELETE FROM keys")
 
 
 def test_the_audit_log_has_the_key_id_of_a_jobs_sender(gallery: TestClient) -> None:

@@ -28,14 +28,22 @@ CLOSING = HEAD[:-2] + b"connection: close\r\n\r\n"
 LARGE = 16 * 2**20
 
 
-def listening(app: Any, **settings: Any) -> AbstractContextManager[tuple[str, int]]:
-    """Yield the address of `app` behind the server of `vestibule serve`. Its lifespan is not run."""
+class WithoutLifespan(FastAPI):
+    """The application `app`, whose lifespan is not run."""
 
-    async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
+    def __init__(self, app: Any):
+        super().__init__()
+        self.app = app
+        self.state.is_stopping = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
-            await app(scope, receive, send)
+            await self.app(scope, receive, send)
 
-    return running_server(_server(without_lifespan, Settings(port=0, **settings), lambda port: None))
+
+def listening(app: Any, **settings: Any) -> AbstractContextManager[tuple[str, int]]:
+    """Yield the address of `app` behind the server of `vestibule serve`."""
+    return running_server(_server(WithoutLifespan(app), Settings(port=0, **settings), lambda port: None))
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
