@@ -16,6 +16,7 @@ from app.cli.client import ApiKey, Url, connected
 from app.cli.terminal import fail, prepare_state_folder, progress_bar, read_settings, report_state_errors
 
 if TYPE_CHECKING:
+    from app.settings import Settings
     from index.administration import LocalGallery
 
 _POLL_S = 0.5  # seconds between two requests for the progress of a re-embedding
@@ -180,7 +181,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="A folder written by `ba
     from index import administration
 
     with report_state_errors():
-        done = administration.restore(prepare_state_folder(read_settings(), new=True) / "gallery", folder)
+        done = administration.restore(_gallery_folder(read_settings(), new=True), folder)
     created_at = datetime.fromtimestamp(done.manifest.created_at, UTC)
     typer.echo(
         f"restored the ledger of {created_at:%Y-%m-%d %H:%M:%S} UTC; erased again: {done.erased_faces:,} faces,"
@@ -238,11 +239,21 @@ def _open_gallery(*, new: bool = False) -> Iterator[LocalGallery]:
 
     with report_state_errors():
         settings = read_settings()
-        folder = prepare_state_folder(settings, new=new) / "gallery"
+        folder = _gallery_folder(settings, new=new)
         if not new and not folder.is_dir():
             raise NotFoundError(f"there is no gallery in {folder}")
         with administration.open_gallery(folder, key=settings.operator_key()) as gallery:
             yield gallery
+
+
+def _gallery_folder(settings: Settings, *, new: bool) -> Path:
+    """Return the folder of the embedded gallery; end with an error if the gallery is in a database."""
+    if settings.database is not None:
+        fail(
+            "VESTIBULE_DATABASE is set, and this command works on a gallery in a folder: back up and copy the database"
+            " with PostgreSQL's own tools, or unset the variable for the gallery in the state folder"
+        )
+    return prepare_state_folder(settings, new=new) / "gallery"
 
 
 def _megabytes(count: int) -> str:

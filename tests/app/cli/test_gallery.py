@@ -181,3 +181,15 @@ def test_invalid_settings_and_a_running_restore_are_reported(
     monkeypatch.setenv("VESTIBULE_PORT", "x")
     invalid = gallery_of("list")
     assert (invalid.exit_code, invalid.stderr.startswith("vestibule: VESTIBULE_PORT: ")) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("verify",), ("backup", "copy"), ("restore", "copy")])
+def test_a_gallery_in_a_database_is_refused(
+    gallery_of: Command, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These commands would otherwise read, or create, a gallery in the state folder that the service does not use."""
+    monkeypatch.setenv("VESTIBULE_DATABASE", "postgresql://user:hidden@127.0.0.1/vestibule")
+    result = gallery_of(*arguments)
+    assert result.exit_code == 1
+    assert "PostgreSQL's own tools" in result.output
+    assert "hidden" not in result.output
