@@ -38,24 +38,29 @@ def test_the_parts_of_a_storage_work_on_one_gallery(database_url: str, clock: Cl
 def test_a_database_that_refuses_changes_or_is_away(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECK_S", 0.05)
     storage = PostgresStorage.open(database_url)
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        name = sql.Identifier(connection.info.dbname)
-        connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
-    with pytest.raises(UnavailableError), storage.gallery.database.snapshot() as db:
-        db.execute("SELECT pg_terminate_backend(pg_backend_pid())")  # new connections have the new setting
-    deadline = time.monotonic() + 30
-    while not storage.problems() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert storage.problems() == ["the database is read-only: enrolling and erasing fail until it accepts changes"]
-    with pytest.raises(UnavailableError):
-        storage.gallery.create("doors", "face-embedder", "f1", 4)
+    try:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            name = sql.Identifier(connection.info.dbname)
+            connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
+            # New connections have the new setting.
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid != pg_backend_pid() AND backend_type = 'client backend'"
+            )
+        deadline = time.monotonic() + 30
+        while "read-only" not in str(storage.problems()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert storage.problems() == ["the database is read-only: enrolling and erasing fail until it accepts changes"]
+        with pytest.raises(UnavailableError):
+            storage.gallery.create("doors", "face-embedder", "f1", 4)
 
-    def fail() -> object:
-        raise UnavailableError("the database cannot be reached")
+        def fail() -> object:
+            raise UnavailableError("the database cannot be reached")
 
-    monkeypatch.setattr(storage.gallery.database, "snapshot", fail)
-    storage.check()
-    assert storage.problems() == ["the gallery is not available: the database cannot be reached"]
-    monkeypatch.undo()
-    storage._closed.set()
-    storage.gallery.database.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.gallery.database, "snapshot", fail)
+            storage.check()
+            assert storage.problems() == ["the gallery is not available: the database cannot be reached"]
+    finally:
+        with pytest.raises(UnavailableError):  # the events of searches cannot be written
+            storage.close()
