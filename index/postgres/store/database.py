@@ -155,7 +155,7 @@ class Database:
                 with db.transaction():
                     yield db
             finally:
-                db.isolation_level, db.read_only = IsolationLevel.READ_COMMITTED, False
+                db.isolation_level, db.read_only = IsolationLevel.READ_COMMITTED, None
 
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
