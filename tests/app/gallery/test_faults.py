@@ -23,12 +23,13 @@ from app.auth.keys import ApiKeys
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import find_faults
-from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.keys import EmbeddedKeys
 from index.embedded.storage import EmbeddedStorage
 from index.embedded.store import subject_records
 from index.embedded.tasks.maintenance import Maintenance
-from index.key_factory import open_keys
+from index.key_factory import KEYS_FOLDER
+from index.protocol import AuditLog
 from index.types import Item, NewFace
 from index.validation import MAX_DEPTH
 from tests.app.conftest import BASE_URL
@@ -162,7 +163,8 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     monkeypatch.setattr(state.gallery.reembedder._worker, "waiting", list)
     card = state.settings.weights / "uncalibrated" / "card.json"
     ids = {"collection": "walked", "subject": "e", "name": "uncalibrated"}
-    keys = ApiKeys(open_keys(state.settings.state))
+    store = EmbeddedKeys(state.settings.state / KEYS_FOLDER)
+    keys = ApiKeys(store)
     key, secret = keys.create("auditor", ["infer", "enrol", "admin"])
     monkeypatch.setitem(running.headers, "authorization", f"Bearer {secret}")
     try:
@@ -182,7 +184,7 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
             events = [entry.event for entry in log.read(limit=10_000)[0][before:]]
             assert key.id in {event.actor for event in events}, operation
     finally:
-        keys._write(lambda db: db.execute("DELETE FROM keys").fetchall())  # type: ignore[arg-type]
+        store._write(lambda db: db.execute("DELETE FROM keys").fetchall())  # type: ignore[arg-type]
         keys.close()
 
 

@@ -270,11 +270,11 @@ def test_the_body_of_a_refused_request_is_not_read(service: Service) -> None:
 
 
 def test_the_service_is_open_until_the_first_key_and_never_again(
-    authenticated: Callable[..., TestClient], keys: ApiKeys
+    authenticated: Callable[..., TestClient], keys: ApiKeys, tmp_path: Path
 ) -> None:
     client = authenticated()
     assert client.get("/models").status_code == 204
-    assert not keys._folder.exists()
+    assert list(tmp_path.iterdir()) == []
     headers = key(keys, "infer")
     assert client.get("/models").status_code == 401
     assert client.get("/models", headers=headers).status_code == 204
