@@ -7,7 +7,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,13 @@ from app.auth.keys import ApiKeys
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import find_faults
-from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.keys import LEDGER_FILE
+from index.embedded.keys import EmbeddedKeys
 from index.embedded.storage import EmbeddedStorage
 from index.embedded.store import subject_records
 from index.embedded.tasks.maintenance import Maintenance
-from index.factory import open_storage
-from index.key_factory import KEYS_FOLDER, open_keys
-from index.protocol import AuditLog as AuditLogInterface
+from index.key_factory import KEYS_FOLDER
+from index.protocol import AuditLog
 from index.types import Item, NewFace
 from index.validation import MAX_DEPTH
 from tests.app.conftest import BASE_URL
@@ -166,13 +163,14 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     monkeypatch.setattr(state.gallery.reembedder._worker, "waiting", list)
     card = state.settings.weights / "uncalibrated" / "card.json"
     ids = {"collection": "walked", "subject": "e", "name": "uncalibrated"}
-    keys = ApiKeys(open_keys(state.settings.state))
+    store = EmbeddedKeys(state.settings.state / KEYS_FOLDER)
+    keys = ApiKeys(store)
     key, secret = keys.create("auditor", ["infer", "enrol", "admin"])
     monkeypatch.setitem(running.headers, "authorization", f"Bearer {secret}")
     try:
         for operation, options in LOGGED.items():
             method, path = operation.split()
-            log: AuditLog | AuditLogInterface = gallery_of(running).audit
+            log: AuditLog = gallery_of(running).audit
             if path.endswith("/reload"):
                 log = keys.audit
                 card.write_text(json.dumps(json.loads(card.read_text()) | {"description": "another"}))
@@ -186,9 +184,8 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
             events = [entry.event for entry in log.read(limit=10_000)[0][before:]]
             assert key.id in {event.actor for event in events}, operation
     finally:
+        store._write(lambda db: db.execute("DELETE FROM keys").fetchall())  # type: ignore[arg-type]
         keys.close()
-        with closing(apsw.Connection(str(state.settings.state / KEYS_FOLDER / LEDGER_FILE))) as db:
-            db.execute("DELETE FROM keys")
 
 
 def test_the_audit_log_has_the_key_id_of_a_jobs_sender(gallery: TestClient) -> None:
@@ -219,8 +216,7 @@ def test_waiting_writes_hold_no_thread_and_delay_no_read(tmp_path: Path, monkeyp
     galleries: list[EmbeddedGallery] = []
 
     def open_gallery(*args: Any, **options: Any) -> EmbeddedStorage:
-        storage = open_storage(*args, **options)
-        assert isinstance(storage, EmbeddedStorage)
+        storage = EmbeddedStorage(*args, **options)
         galleries.append(storage.gallery)
         return storage
 

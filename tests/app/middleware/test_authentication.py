@@ -29,7 +29,7 @@ from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.server import logging_setup
 from app.settings import Settings
-from index.key_factory import KEYS_FOLDER, open_keys, open_service_state
+from index.key_factory import open_keys, open_service_state
 from tests.app.asgi import http_scope, respond
 from tests.app.conftest import BASE_URL, Clock, until
 from tests.index.postgres_server import database_url, postgres_server
@@ -274,7 +274,7 @@ def test_the_service_is_open_until_the_first_key_and_never_again(
 ) -> None:
     client = authenticated()
     assert client.get("/models").status_code == 204
-    assert not (tmp_path / KEYS_FOLDER).exists()
+    assert list(tmp_path.iterdir()) == []
     headers = key(keys, "infer")
     assert client.get("/models").status_code == 401
     assert client.get("/models", headers=headers).status_code == 204

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -28,14 +29,16 @@ KEY = ApiKey("0123", "a kiosk", frozenset({"infer", "enrol"}), 1000.0, 2000.0, N
 
 
 class Outage:
-    """Makes a shared database unreachable while `is_on`; `hook` runs before each use."""
+    """Makes a shared database unreachable while `is_on`, and counts how often it was used meanwhile."""
 
     def __init__(self, shared: SharedDatabase, monkeypatch: pytest.MonkeyPatch):
         self.is_on = False
+        self.failures = 0
         get = shared.get
 
         def get_or_fail() -> Database:
             if self.is_on:
+                self.failures += 1
                 raise UnavailableError("off")
             return get()
 
@@ -110,6 +113,7 @@ def test_keys_stay_valid_for_a_minute_while_the_database_cannot_be_reached(
         outage.is_on = True
         with pytest.raises(UnavailableError):
             keys.revoke(KEY.id)
+        until(lambda: outage.failures > 3)
         clock.monotonic.now += 60
         assert list(keys.by_hash()) == [b"hash"]
         clock.monotonic.now += 1
@@ -141,6 +145,27 @@ def test_a_change_that_is_durable_is_acknowledged_although_it_cannot_be_read(
             patch.setattr(Database, "snapshot", fail)
             keys.insert(KEY, b"hash")
         assert list(keys.by_hash()) == [b"hash"]
+
+
+def test_two_first_requests_start_one_thread(database_url: str) -> None:
+    with closing(SharedDatabase(database_url)) as shared, closing(PostgresKeys(shared)) as keys:
+        get, results = shared.get, list[object]()
+
+        def read() -> None:
+            results.append(keys.by_hash())
+
+        def get_slowly() -> Database:
+            time.sleep(0.1)
+            return get()
+
+        shared.get = get_slowly  # type: ignore[method-assign]
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [{}, {}]
+        assert [thread.name for thread in threading.enumerate()].count("keys") == 1
 
 
 def test_a_closed_store_is_opened_again(database_url: str) -> None:
