@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import psycopg
 import pytest
 from psycopg import sql
 
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.maintenance import PostgresMaintenance
-from index.postgres.store import scrubbing
-from index.postgres.store.database import Database, scalar
+from index.postgres.store.database import Database
 from index.types import Face, NewFace, Receipt
-from tests.index.people import Clock, vectors
+from tests.index.people import vectors
 from tests.soak.erasure import Needles
 
 DIMENSIONS = 48
@@ -45,7 +42,7 @@ def content(database: Database) -> dict[tuple[str, str], set[bytes]]:
         " AND relname LIKE 'faces!_%%' ESCAPE '!'",
     ):
         vector = "NULL" if table == "subjects" else "vector"
-        for number, numbers, key in rows(database, f"SELECT id, {vector}, seal FROM {table}"):  # noqa: S608
+        for number, numbers, key in rows(database, f"SELECT id, {vector}, seal FROM {table}"):
             forms = found.setdefault((str(table), str(number)), set())
             if numbers is not None:
                 values = numbers.to_numpy()  # type: ignore[attr-defined]
