@@ -60,7 +60,12 @@ class PostgresNode:
         shutil.rmtree(self.data, ignore_errors=True)
         self._own_folder()
         source = f"host={HOST} port={primary.port} user=postgres application_name={self.name}"
-        self._run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-X", "stream", "-c", "fast")
+        # The slot keeps the log that the standby still needs: an erasure lets the primary delete all other files of it.
+        primary.execute(
+            f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{self.name}'"
+        )
+        slot = ("-C", "-S", self.name)
+        self._run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-X", "stream", "-c", "fast", *slot)
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -229,7 +234,8 @@ def haproxy(folder: Path, replicas: Sequence[Replica]) -> Iterator[str]:
             lines += [f"    server {one.name} {HOST}:{one.port} check inter 500ms" for one in replicas]
     file = folder / "haproxy.cfg"
     file.write_text("\n".join(lines) + "\n")
-    process = subprocess.Popen(["haproxy", "-db", "-f", str(file)])
+    with (folder / "haproxy.log").open("wb") as log:
+        process = subprocess.Popen(["haproxy", "-db", "-f", str(file)], stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:

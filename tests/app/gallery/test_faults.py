@@ -28,6 +28,7 @@ from index.embedded.keys import EmbeddedKeys
 from index.embedded.storage import EmbeddedStorage
 from index.embedded.store import subject_records
 from index.embedded.tasks.maintenance import Maintenance
+from index.factory import open_storage
 from index.key_factory import KEYS_FOLDER
 from index.protocol import AuditLog
 from index.types import Item, NewFace
@@ -216,7 +217,8 @@ def test_waiting_writes_hold_no_thread_and_delay_no_read(tmp_path: Path, monkeyp
     galleries: list[EmbeddedGallery] = []
 
     def open_gallery(*args: Any, **options: Any) -> EmbeddedStorage:
-        storage = EmbeddedStorage(*args, **options)
+        storage = open_storage(*args, **options)
+        assert isinstance(storage, EmbeddedStorage)
         galleries.append(storage.gallery)
         return storage
 

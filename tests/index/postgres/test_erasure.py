@@ -30,7 +30,7 @@ def gallery(database: Database) -> PostgresGallery:
 
 def rows(database: Database, statement: str, *values: object) -> list[tuple[object, ...]]:
     with database.snapshot() as db:
-        return db.execute(sql.SQL(statement), values).fetchall()  # type: ignore[arg-type]
+        return db.execute(sql.SQL(statement), values).fetchall()
 
 
 def content(database: Database) -> dict[tuple[str, str], set[bytes]]:

@@ -176,7 +176,8 @@ def test_a_row_in_use_delays_the_end_of_an_erasure(
 ) -> None:
     """The only row that is left in its page is locked."""
     gallery.put_subject("doors", "ada")
-    receipt = gallery.put_subject("doors", "bob") and gallery.remove_subject("doors", "bob")
+    gallery.put_subject("doors", "bob")
+    receipt = gallery.remove_subject("doors", "bob")
     with psycopg.connect(database_url) as connection:
         connection.execute("SELECT 1 FROM subjects FOR UPDATE")
         # The transaction of the lock is younger than the erasure, so that a vacuum is not delayed by it.
