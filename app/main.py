@@ -46,7 +46,7 @@ from app.schemas import InferenceError
 from app.settings import ConfigurationError, Settings
 from index.factory import open_storage
 from index.key_factory import open_service_state
-from index.protocol import Quotas
+from index.protocol import Quotas, Storage
 
 ROUTERS = (
     classification.router,
@@ -82,12 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
             # Storages are opened before models load, so that an unreadable one ends the startup at once.
             stack.callback(state.close)
             keys.by_hash()
-            storage = open_storage(
-                settings.state / "gallery",
-                key=settings.operator_key(),
-                database=settings.database_url(),
-                standbys=[url.get_secret_value() for url in settings.database_standbys],
-            )
+            storage = _open_storage(settings)
             stack.callback(storage.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
@@ -121,6 +116,15 @@ def create_app(settings: Settings) -> FastAPI:
     _add_routes(app)
     _add_middleware(app, settings, keys, metrics, state.quotas)
     return app
+
+
+def _open_storage(settings: Settings) -> Storage:
+    return open_storage(
+        settings.state / "gallery",
+        key=settings.operator_key(),
+        database=settings.database_url(),
+        standbys=[url.get_secret_value() for url in settings.database_standbys],
+    )
 
 
 def _add_routes(app: FastAPI) -> None:

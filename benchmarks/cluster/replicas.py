@@ -53,8 +53,6 @@ def temporary_cluster(*, standby: bool = False) -> Iterator[tuple[Path, Cluster]
     with tempfile.TemporaryDirectory(prefix="vestibule-cluster-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
-        if os.geteuid() == 0:
-            folder.chmod(0o777)
         with cluster(folder, SETTINGS, standby=standby) as running:
             client = httpx.Client(base_url=running.replicas[0].url, trust_env=False, timeout=60)
             client.put(COLLECTION, json={"embedder": EMBEDDER}).raise_for_status()

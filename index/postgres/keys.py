@@ -20,9 +20,9 @@ from psycopg import sql
 from index.audit_chain import AuditEvent
 from index.errors import ConflictError, NotFoundError, UnavailableError
 from index.postgres.audit import AuditLog
+from index.postgres.repeater import Repeater
 from index.postgres.store import audit_records
 from index.postgres.store.database import Connection, SharedDatabase, scalar
-from index.postgres.store.repeater import Repeater
 from index.types import ApiKey
 
 REFRESH_S, TRUST_S = 0.5, 60.0

@@ -24,9 +24,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from index.postgres.repeater import Repeater
 from index.postgres.store import lease_records
 from index.postgres.store.database import Connection, SharedDatabase
-from index.postgres.store.repeater import Repeater
 
 MINUTE_S, SLOT_S, REFRESH_S = 60.0, 2.0, 0.5
 # A slot counts until its end is a minute ago; one slot more, because a request is recorded after it was granted.

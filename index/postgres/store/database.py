@@ -181,15 +181,16 @@ class Database:
         Raises:
             UnavailableError: the database cannot be reached; the change may have been made. DiskFullError.
         """
-        for left in reversed(range(TRIES)):
+        left = TRIES
+        while True:
             try:
                 with _as_gallery_errors(), self._pool.connection() as db, db.transaction():
                     return write(db)
             except ABORTED as error:
+                left -= 1
                 if not left:
                     raise UnavailableError("the database was too busy with concurrent changes") from error
                 time.sleep(PAUSE_S)
-        raise AssertionError  # the last try returns or raises
 
 
 class SharedDatabase:

@@ -69,12 +69,6 @@ def page(db: Connection, collection_id: int, after: str, limit: int, now: float)
     return [CountedSubject(**read(row[:-1]).__dict__, faces=row[-1]) for row in rows]
 
 
-def by_id(db: Connection, ids: Sequence[int], now: float) -> dict[int, Subject]:
-    """Return those of the subjects that exist and have not expired, by their ids."""
-    statement = f"SELECT {COLUMNS} FROM subjects WHERE id = ANY(%s) AND {_LIVE}"  # noqa: S608  constants
-    return {row[0]: read(row) for row in db.execute(sql.SQL(statement), (list(ids), now))}
-
-
 def lookup(db: Connection, collection_id: int, key: str) -> bytes:
     """Return the lookup of a key."""
     return db.lookups.subject(collection_id, normalised(key))

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from index.errors import ConflictError, GalleryError, NotFoundError, TooNewError, UnavailableError
+from index.errors import ConflictError, DiskFullError, GalleryError, NotFoundError, TooNewError, UnavailableError
 from index.postgres.store import migrations
 from index.postgres.store.database import Change, Connection, Database, scalar
 
@@ -77,6 +77,14 @@ def test_a_change_is_given_up_after_repeated_aborts(database: Database) -> None:
 
     with pytest.raises(UnavailableError, match="too busy"):
         database.write(abort)
+
+
+def test_a_full_disk_is_reported_as_such(database: Database) -> None:
+    def fill(db: Connection) -> None:
+        raise psycopg.errors.DiskFull
+
+    with pytest.raises(DiskFullError):
+        database.write(fill)
 
 
 def test_a_change_with_an_idempotency_key_is_made_once(database: Database) -> None:
