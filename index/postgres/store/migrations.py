@@ -197,7 +197,9 @@ def migrate(connection: psycopg.Connection[tuple[object, ...]], steps: tuple[str
     connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
     try:
         _require_pgvector(connection)
-        connection.execute("CREATE TABLE IF NOT EXISTS migrations (step integer PRIMARY KEY)")
+        # IF NOT EXISTS would need the privilege to create tables also where there is nothing to migrate.
+        if connection.execute("SELECT to_regclass('migrations')").fetchone() == (None,):
+            connection.execute("CREATE TABLE migrations (step integer PRIMARY KEY)")
         row = connection.execute("SELECT coalesce(max(step), 0) FROM migrations").fetchone()
         done = int(str(row[0])) if row else 0
         if done > len(steps):

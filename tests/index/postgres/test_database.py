@@ -150,6 +150,15 @@ def test_migrations_run_once_and_a_newer_schema_is_refused(database_url: str) ->
             migrations.migrate(connection)
 
 
+def test_a_current_schema_needs_no_privilege_to_create_tables(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE plain_user; GRANT SELECT ON migrations TO plain_user; SET ROLE plain_user")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("CREATE TABLE other (id bigint)")
+        migrations.migrate(connection)
+        connection.execute("RESET ROLE; DROP OWNED BY plain_user; DROP ROLE plain_user")
+
+
 def test_a_failed_migration_changes_nothing(database_url: str) -> None:
     steps = (*migrations.STEPS, "CREATE TABLE later (id bigint); SELECT 1 / 0")
     with psycopg.connect(database_url, autocommit=True) as connection:
