@@ -20,6 +20,7 @@ PAGES = (
     "docs/generate.md",
     "docs/operating.md",
     "docs/protocols.md",
+    "docs/scaling.md",
     "docs/weights.md",
 )
 # Examples that need a state folder of their own, and the tests that run them.

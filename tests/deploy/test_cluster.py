@@ -35,7 +35,7 @@ def cluster() -> dict[str, Any]:
 
 
 def settings_of(service: dict[str, Any]) -> Settings:
-    with mock.patch.dict(os.environ, service["environment"]):
+    with mock.patch.dict(os.environ, service["environment"], clear=True):
         return Settings()
 
 

@@ -35,16 +35,14 @@ def _sealed(key: str, name: str | None, metadata: Mapping[str, Any]) -> tuple[by
     return seal(json.dumps((key, name, json.dumps(metadata))).encode())
 
 
-def find(db: Connection, collection_id: int, key: str, now: float | None = None, *, lock: bool = False) -> Subject:
-    """Return the subject with this key. `now`: None for an expired one, too. `lock`: until the transaction ends.
+def find(db: Connection, collection_id: int, key: str, now: float, *, lock: bool = False) -> Subject:
+    """Return the subject with this key, unless it has expired. `lock`: until the transaction ends.
 
     Raises:
         NotFoundError.
     """
-    statement = f"SELECT {COLUMNS} FROM subjects WHERE collection_id = %s AND lookup = %s"  # noqa: S608  constants
-    values: Row = (collection_id, lookup(db, collection_id, key))
-    if now is not None:
-        statement, values = f"{statement} AND {_LIVE}", (*values, now)
+    statement = f"SELECT {COLUMNS} FROM subjects WHERE collection_id = %s AND lookup = %s AND {_LIVE}"  # noqa: S608
+    values = (collection_id, lookup(db, collection_id, key), now)
     row = db.execute(sql.SQL(statement + (" FOR UPDATE" if lock else "")), values).fetchone()
     if row is None:
         raise NotFoundError(f"there is no subject {key!r}")

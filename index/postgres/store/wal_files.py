@@ -89,10 +89,9 @@ def clean_until(db: Connection, standbys: Sequence[str], wanted: str) -> str:
 
 
 def _clean_until(db: psycopg.Connection[Row], wanted: str) -> str:
-    for is_last in (False, True):
-        statement = f"SELECT clean, clean::pg_lsn >= %s::pg_lsn FROM ({_CLEAN_UNTIL}) AS server (clean)"  # noqa: S608
-        clean, is_enough = db.execute(sql.SQL(statement), (wanted,)).fetchone() or ("0/0", False)
-        if is_enough or is_last:
-            break
+    statement = f"SELECT clean, clean::pg_lsn >= %s::pg_lsn FROM ({_CLEAN_UNTIL}) AS server (clean)"  # noqa: S608
+    clean, is_enough = db.execute(sql.SQL(statement), (wanted,)).fetchone() or ("0/0", False)
+    if not is_enough:
         db.execute("CHECKPOINT")
+        clean, _ = db.execute(sql.SQL(statement), (wanted,)).fetchone() or ("0/0", False)
     return str(clean)
