@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from index.errors import InvalidError
-from index.types import Floats, Item, Properties
+from index.errors import ConflictError, InvalidError
+from index.types import Collection, Floats, Item, Properties
 
 T = TypeVar("T")
 
@@ -75,6 +75,15 @@ def are_unit(vectors: Floats) -> npt.NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):  # infinities
         unit: npt.NDArray[np.bool_] = abs(np.vecdot(numbers, numbers) - 1) < UNIT_TOLERANCE
     return unit
+
+
+def check_fingerprint(collection: Collection, fingerprint: str | None) -> None:
+    """Raise ConflictError if the vectors of this pipeline cannot be compared with the collection's.
+
+    None stands for the collection's own pipeline.
+    """
+    if fingerprint not in (None, collection.fingerprint):
+        raise ConflictError(f"{collection.name!r} holds vectors of {collection.fingerprint}, not of {fingerprint}")
 
 
 def check_key(key: str, kind: str) -> None:

@@ -46,7 +46,7 @@ from index.types import (
     Receipt,
     Subject,
 )
-from index.validation import check_future, unit_vectors
+from index.validation import check_fingerprint, check_future, unit_vectors
 
 T = TypeVar("T")
 
@@ -205,7 +205,7 @@ class EmbeddedGallery:
     ) -> list[Face]:
         """See `Gallery`."""
         target, now = collection_records.find(db, collection), self.clock()
-        collection_records.check_fingerprint(target, fingerprint)
+        check_fingerprint(target, fingerprint)
         remove_expired_among(db, target.id, {face.subject for face in faces}, now)
         enrolled = face_records.insert(db, target.id, faces, now)
         ids = [face.id for face in enrolled]
@@ -263,7 +263,7 @@ class EmbeddedGallery:
         """Return `read(collection)`; retry with the updated collection if it was re-embedded meanwhile."""
         while True:
             collection = self._cached_collection(name)
-            collection_records.check_fingerprint(collection, fingerprint)
+            check_fingerprint(collection, fingerprint)
             with suppress(ConflictError):
                 return read(collection)
 

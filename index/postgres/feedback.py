@@ -17,7 +17,7 @@ from index.postgres.store import audit_records, collection_records, erasure_reco
 from index.postgres.store.database import Connection, committing
 from index.postgres.store.sealing import seal
 from index.types import Floats, Receipt, Rejection
-from index.validation import unit_vectors
+from index.validation import check_fingerprint, unit_vectors
 
 
 class PostgresFeedback(GalleryComponent):
@@ -36,7 +36,7 @@ class PostgresFeedback(GalleryComponent):
     ) -> list[Rejection]:
         """See `Feedback`."""
         target = collection_records.find(db, collection, "share")
-        collection_records.check_fingerprint(target, fingerprint)
+        check_fingerprint(target, fingerprint)
         scaled = unit_vectors(vectors, target.dimensions)
         # The subject is locked before time and ids are read: so those of its rejected faces increase with the commits.
         subject = subject_records.find(db, target.id, key, self.database.now(db), lock=True)

@@ -31,7 +31,7 @@ from index.postgres.store import (
 )
 from index.postgres.store.database import Connection, Database, committing
 from index.types import Collection, CollectionUsage, CountedSubject, Face, NewFace, Receipt, Subject
-from index.validation import check_future, normalised
+from index.validation import check_fingerprint, check_future, normalised
 
 RETENTION = "retention"  # the actor of expiry
 
@@ -172,7 +172,7 @@ class PostgresGallery:
     ) -> list[Face]:
         """See `Gallery`."""
         target, now = collection_records.find(db, collection, "share"), self.database.now(db)
-        collection_records.check_fingerprint(target, fingerprint)
+        check_fingerprint(target, fingerprint)
         remove_expired_among(db, target, {face.subject for face in faces}, now)
         enrolled, subjects = face_records.insert(db, target, faces, now)
         ids = [face.id for face in enrolled]

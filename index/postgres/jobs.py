@@ -28,6 +28,7 @@ from index.postgres.store import (
 )
 from index.postgres.store.database import Connection, committing
 from index.types import Collection, Face, Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
+from index.validation import check_fingerprint
 
 KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job are kept
 ALL_FAILED = "all items failed; see the problem of each item"
@@ -165,7 +166,7 @@ class PostgresJobWorker(GalleryComponent):
         now = self.database.now(db)
         if not job_records.renew(db, job, self.holder, now):
             return False
-        collection_records.check_fingerprint(collection, fingerprint)
+        check_fingerprint(collection, fingerprint)
         pending = job_records.lock_pending(db, job, [result.item.number for result in results])
         results = [result for result in results if result.item.number in pending]
         faces, subjects = _enrol_faces(db, collection, results, now)

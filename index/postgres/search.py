@@ -24,10 +24,10 @@ from psycopg import sql
 
 from index.postgres import hnsw
 from index.postgres.gallery import GalleryComponent
-from index.postgres.store import collection_records, face_tables, subject_records
+from index.postgres.store import face_tables, subject_records
 from index.postgres.store.database import Connection, Row, scalar
 from index.types import Collection, Floats, Fusion, Match, SearchScope, Where
-from index.validation import ROUNDING, normalised_where, unit_vectors
+from index.validation import ROUNDING, check_fingerprint, normalised_where, unit_vectors
 
 EF_SEARCH = 200  # finds the nearest of 1,000,000 clustered vectors for .99 of the queries
 # A filter that selects more subjects is applied to the faces that the approximate indexes find. Comparing the faces of
@@ -215,7 +215,7 @@ class PostgresSearches(GalleryComponent):
         """See `Searches`."""
         now = self.database.clock()
         with self.gallery.reading(collection) as (db, current):
-            collection_records.check_fingerprint(current, fingerprint)
+            check_fingerprint(current, fingerprint)
             queries = unit_vectors(queries, current.dimensions)
             subjects, is_indexed = begin(db, current)
             matching = Filter(db, current.id, where) if where else None
@@ -236,7 +236,7 @@ class PostgresSearches(GalleryComponent):
         """See `Searches`."""
         now = self.database.clock()
         with self.gallery.reading(collection) as (db, current):
-            collection_records.check_fingerprint(current, fingerprint)
+            check_fingerprint(current, fingerprint)
             (query,) = unit_vectors(query[None], current.dimensions)
             subject = subject_records.find(db, current.id, key, now)
             candidates = sql.SQL(_OF_SUBJECTS).format(

@@ -25,7 +25,7 @@ from index.embedded.store.changes import committing
 from index.embedded.store.tombstones import erasing
 from index.errors import NotFoundError
 from index.types import Floats, Receipt, Rejection
-from index.validation import unit_vectors
+from index.validation import check_fingerprint, unit_vectors
 
 
 class Feedback(GalleryComponent):
@@ -48,7 +48,7 @@ class Feedback(GalleryComponent):
             NotFoundError: no such collection or subject. InvalidError, ConflictError: see `Searches`.
         """
         target, now = collection_records.find(db, collection), self.gallery.clock()
-        collection_records.check_fingerprint(target, fingerprint)
+        check_fingerprint(target, fingerprint)
         scaled = unit_vectors(vectors, target.dimensions)
         subject, cipher = subject_records.find(db, target.id, key, now), cipher_of(db, target.id)
         rejections = [Rejection(secrets.token_hex(16), now, secrets.randbelow(2**62) + 1) for _ in scaled]

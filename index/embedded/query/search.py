@@ -18,7 +18,7 @@ from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, subject_records, vector_records
 from index.embedded.store.ledger import Row
 from index.types import Collection, Floats, Fusion, Match, SearchScope, Where
-from index.validation import ROUNDING, normalised_where, unit_vectors
+from index.validation import ROUNDING, check_fingerprint, normalised_where, unit_vectors
 
 _VALUES = (
     "SELECT CASE type WHEN 'text' THEN 'text' WHEN 'true' THEN 'boolean' WHEN 'false' THEN 'boolean' ELSE 'number' END,"
@@ -58,7 +58,7 @@ class Searches(GalleryComponent):
     ) -> list[list[Match]]:
         """See `index.protocol.Searches`."""
         current = self.gallery.collection(collection)
-        collection_records.check_fingerprint(current, fingerprint)
+        check_fingerprint(current, fingerprint)
         queries = unit_vectors(queries, current.dimensions)
         if where:
             with self.gallery.snapshot_of(current) as db:
@@ -78,7 +78,7 @@ class Searches(GalleryComponent):
     ) -> tuple[Match | None, bool]:
         """See `index.protocol.Searches`."""
         current = self.gallery.collection(collection)
-        collection_records.check_fingerprint(current, fingerprint)
+        check_fingerprint(current, fingerprint)
         (query,) = unit_vectors(query[None], current.dimensions)
         with self.gallery.snapshot_of(current) as db:
             subject = subject_records.find(db, current.id, key, self.gallery.clock())

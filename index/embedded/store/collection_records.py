@@ -84,15 +84,6 @@ def exists(db: apsw.Connection, collection_id: int) -> bool:
     return db.execute("SELECT 1 FROM collections WHERE id = ?", (collection_id,)).get is not None
 
 
-def check_fingerprint(collection: Collection, fingerprint: str | None) -> None:
-    """Raise ConflictError if the vectors of this pipeline cannot be compared with the collection's.
-
-    None stands for the collection's own pipeline.
-    """
-    if fingerprint not in (None, collection.fingerprint):
-        raise ConflictError(f"{collection.name!r} holds vectors of {collection.fingerprint}, not of {fingerprint}")
-
-
 def check_current(db: apsw.Connection, collection: Collection) -> None:
     """Raise ConflictError if the collection was dropped or re-embedded since it was read."""
     if db.execute("SELECT generation FROM collections WHERE id = ?", (collection.id,)).get != collection.generation:

@@ -32,6 +32,7 @@ from index.embedded.store.tombstones import erasing
 from index.errors import NotFoundError
 from index.protocol import LEASE_S
 from index.types import Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
+from index.validation import check_fingerprint
 
 KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job are kept
 ALL_FAILED = "all items failed; see the problem of each item"
@@ -203,7 +204,7 @@ class BulkEnrolmentWorker(GalleryComponent):
         now = self.gallery.clock()
         if not lease_records.renew(db, job_records.lease(job), self.holder, now, LEASE_S):
             return False
-        collection_records.check_fingerprint(collection_records.find(db, job.collection), fingerprint)
+        check_fingerprint(collection_records.find(db, job.collection), fingerprint)
         pending = job_records.still_pending(db, job, [result.item.number for result in results])
         results = [result for result in results if result.item.number in pending]
         remove_expired_among(db, job.collection_id, {result.item.subject for result in results if result.faces}, now)

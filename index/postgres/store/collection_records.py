@@ -88,15 +88,6 @@ def delete(db: Connection, collection: Collection) -> None:
     face_tables.drop(db, collection.id)
 
 
-def check_fingerprint(collection: Collection, fingerprint: str | None) -> None:
-    """Raise ConflictError if the vectors of this pipeline cannot be compared with the collection's.
-
-    None stands for the collection's own pipeline.
-    """
-    if fingerprint not in (None, collection.fingerprint):
-        raise ConflictError(f"{collection.name!r} holds vectors of {collection.fingerprint}, not of {fingerprint}")
-
-
 def check_current(db: Connection, collection: Collection) -> None:
     """Raise ConflictError if the collection was dropped or re-embedded since it was read."""
     row = db.execute("SELECT generation FROM collections WHERE id = %s", (collection.id,)).fetchone()

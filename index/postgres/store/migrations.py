@@ -2,8 +2,7 @@
 
 Names, metadata, crops and the data of bulk jobs are stored encrypted, each with a key of its own in the same row
 (index/postgres/store/sealing.py): an erasure overwrites the short keys in their pages, wherever the long ciphertexts
-lie.
-Subjects and values of metadata are looked up by an HMAC. Vectors are plain, because PostgreSQL compares them.
+lie. Subjects and values of metadata are looked up by an HMAC. Vectors are plain, because PostgreSQL compares them.
 
 A trigger records the page of each deleted or replaced row of the tables from which data is erased (`scrubs`), for
 maintenance to overwrite (index/postgres/store/scrubbing.py). No statistics are collected of their content.

@@ -32,6 +32,7 @@ from index.embedded.store.migrations import migrate
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.errors import ConflictError, NotFoundError
 from index.types import Collection, Face, NewFace
+from index.validation import check_fingerprint
 from tests.index.people import vectors
 
 NOW = 1000.0
@@ -140,9 +141,9 @@ def test_subjects_expire_at_their_time_and_are_listed_in_its_order(db: apsw.Conn
 def test_pipeline_and_generation_of_a_collection_are_checked(db: apsw.Connection, doors: int) -> None:
     collection = collection_records.find(db, "doors")
     for fingerprint in (None, "f1"):
-        collection_records.check_fingerprint(collection, fingerprint)
+        check_fingerprint(collection, fingerprint)
     with pytest.raises(ConflictError, match=r"^'doors' holds vectors of f1, not of f2$"):
-        collection_records.check_fingerprint(collection, "f2")
+        check_fingerprint(collection, "f2")
     collection_records.check_current(db, collection)
     db.execute("UPDATE collections SET generation = 1 WHERE name = 'doors'")
     assert collection_records.find(db, "doors") == replace(collection, generation=1)
