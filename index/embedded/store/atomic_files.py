@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO
 
 from index.errors import GalleryError
-from index.folders import make_folder as make_folder  # noqa: PLC0414  for app/auth/keys.py
 from index.folders import sync_folder
 
 
