@@ -44,8 +44,7 @@ from app.restoration import routes as restoration
 from app.restoration.service import Restoration
 from app.schemas import InferenceError
 from app.settings import ConfigurationError, Settings
-from index.factory import open_storage
-from index.key_factory import open_service_state
+from index.factory import open_service_state, open_storage
 from index.protocol import Quotas, Storage
 
 ROUTERS = (

@@ -100,7 +100,7 @@ def _database_url(url: SecretStr) -> SecretStr:
     """Refuse what is not a URL of PostgreSQL. No message has any of it, because it may contain a password."""
     if not _DATABASE_URL.match(url.get_secret_value()):
         raise ValueError("expected a URL as postgresql://user:password@host/name")
-    from index.key_factory import is_valid_url  # psycopg takes a while to import
+    from index.factory import is_valid_url  # psycopg takes a while to import
 
     if not is_valid_url(url.get_secret_value()):
         raise ValueError("the URL is not valid; special characters of a password must be percent-encoded")

@@ -24,7 +24,7 @@ def migrate() -> None:
     url = read_settings().database_url()
     if url is None:
         fail("VESTIBULE_DATABASE is not set: without a database, there is nothing to migrate")
-    from index.key_factory import migrate_database
+    from index.factory import migrate_database
 
     with report_state_errors():
         typer.echo(f"the database has version {migrate_database(url)}")

@@ -116,7 +116,7 @@ def _format_time(at: float) -> str:
 def _open_keys(*, new: bool = False) -> Iterator[ApiKeys]:
     """Open the keys in the database or the state folder; `new`: create the folder if it is missing."""
     from app.auth.keys import ApiKeys
-    from index.key_factory import open_keys
+    from index.factory import open_keys
 
     with report_state_errors():
         settings = read_settings()

@@ -20,7 +20,7 @@ from app.errors import NotReady, UnknownModel
 from app.main import create_app
 from app.settings import Settings
 from index.embedded.keys import AUDIT_FILE
-from index.key_factory import KEYS_FOLDER, open_keys
+from index.factory import KEYS_FOLDER, open_keys
 from tests.app.conftest import until
 from tests.app.tiny_model import tiny_model
 

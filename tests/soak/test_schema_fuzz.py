@@ -25,7 +25,7 @@ import pytest
 from app.auth.keys import SCOPES, ApiKeys
 from app.settings import PROJECT
 from benchmarks import tables
-from index.key_factory import open_keys
+from index.factory import open_keys
 from tests.app.server.test_process import serving
 from tests.soak.conftest import Soak
 

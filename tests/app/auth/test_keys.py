@@ -20,7 +20,7 @@ from app.cli.main import cli
 from app.settings import PROJECT
 from index.embedded.keys import EmbeddedKeys
 from index.errors import ConflictError, InvalidError, NotFoundError
-from index.key_factory import KEYS_FOLDER, open_keys
+from index.factory import KEYS_FOLDER, open_keys
 from index.postgres.keys import PostgresKeys
 from index.postgres.service_state import PostgresServiceState
 from index.protocol import KeyStore
@@ -120,7 +120,7 @@ def test_changes_by_another_process_are_seen_at_once(embedded: ApiKeys, tmp_path
     assert not (tmp_path / KEYS_FOLDER).exists()  # reading creates nothing
     program = (
         "import sys; from pathlib import Path\n"
-        "from app.auth.keys import ApiKeys; from index.key_factory import open_keys\n"
+        "from app.auth.keys import ApiKeys; from index.factory import open_keys\n"
         "keys = ApiKeys(open_keys(Path(sys.argv[1])))\n"
         "for line in sys.stdin:\n"
         "    print(keys.create('a', ['infer'])[1] if line == 'create\\n' else keys.revoke(line.strip()), flush=True)\n"

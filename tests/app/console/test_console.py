@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request,
 
 from app.auth.keys import ApiKeys
 from app.settings import PROJECT
-from index.key_factory import open_keys
+from index.factory import open_keys
 from models.checkpoint import read_card
 from tests.app.server.test_process import serving
 

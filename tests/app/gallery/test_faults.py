@@ -28,8 +28,7 @@ from index.embedded.keys import EmbeddedKeys
 from index.embedded.storage import EmbeddedStorage
 from index.embedded.store import subject_records
 from index.embedded.tasks.maintenance import Maintenance
-from index.factory import open_storage
-from index.key_factory import KEYS_FOLDER
+from index.factory import KEYS_FOLDER, open_storage
 from index.protocol import AuditLog
 from index.types import Item, NewFace
 from index.validation import MAX_DEPTH

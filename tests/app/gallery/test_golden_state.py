@@ -18,7 +18,7 @@ from app.auth.keys import ApiKeys
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.audit_chain import LogHead
-from index.key_factory import open_keys
+from index.factory import open_keys
 from tests.app.conftest import BASE_URL
 from tests.app.gallery.helpers import JPEG, PNG, faces_of, wait_for_erasure, wait_for_switch, wait_until
 from tests.app.gallery.test_reembedding import other_embedder

@@ -34,7 +34,7 @@ from app.models_api.service import Models
 from app.observability.metrics import Metrics
 from app.settings import Settings
 from index.embedded.reloads import FileReloads
-from index.key_factory import open_keys
+from index.factory import open_keys
 from models import checkpoint
 from models.lenet import LeNet1989
 from models.runtime import Runtime, TorchRuntime

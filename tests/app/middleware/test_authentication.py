@@ -29,7 +29,7 @@ from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.server import logging_setup
 from app.settings import Settings
-from index.key_factory import open_keys, open_service_state
+from index.factory import open_keys, open_service_state
 from tests.app.asgi import http_scope, respond
 from tests.app.conftest import BASE_URL, Clock, until
 from tests.index.postgres_server import database_url, postgres_server

@@ -15,7 +15,7 @@ from app.main import create_app
 from app.middleware.host_and_origin import ExposedError, refuse_exposure
 from app.middleware.routing import RouteTable
 from app.settings import Settings, is_loopback
-from index.key_factory import open_keys
+from index.factory import open_keys
 from tests.app.conftest import BASE_URL
 
 

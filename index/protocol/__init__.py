@@ -1,0 +1,34 @@
+"""The interfaces of a storage engine that app/ uses; they name no engine and no files.
+
+`index.factory.open_storage` opens a `Storage`, whose attributes are the other interfaces.
+"""
+
+from index.protocol.changes import ChangingMethod, PlannedChange, changes
+from index.protocol.gallery import Feedback, Gallery, Searches
+from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
+from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
+from index.protocol.service_state import AuditLog, KeyStore, Quota, Quotas, Reloads, ServiceState
+from index.protocol.storage import Maintenance, Storage
+
+__all__ = [
+    "FIRST",
+    "LEASE_S",
+    "AuditLog",
+    "ChangingMethod",
+    "Feedback",
+    "Gallery",
+    "JobQueue",
+    "JobWorker",
+    "KeyStore",
+    "Maintenance",
+    "PlannedChange",
+    "Quota",
+    "Quotas",
+    "ReembeddingWorker",
+    "Reembeddings",
+    "Reloads",
+    "Searches",
+    "ServiceState",
+    "Storage",
+    "changes",
+]
