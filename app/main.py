@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import errors
+from app.alerts import routes as alerts
+from app.alerts.addresses import AddressPolicy
+from app.alerts.dispatcher import AlertDispatcher
+from app.alerts.mqtt import MqttSender
+from app.alerts.service import AlertService
+from app.alerts.stream import AlertStreams
+from app.alerts.webhooks import WebhookSender
 from app.auth.keys import ApiKeys
 from app.background_tasks import background_task
 from app.classification import routes as classification
@@ -24,6 +32,7 @@ from app.gallery.service import GalleryService
 from app.generation import routes as generation
 from app.generation.service import Generation
 from app.images import decoding
+from app.inference.executors import Executors
 from app.inference.model_manager import ModelManager
 from app.inference.predictor import Predictor
 from app.inference.reload_sync import ReloadSync
@@ -54,6 +63,7 @@ ROUTERS = (
     restoration.router,
     gallery.router,
     models_api.router,
+    alerts.router,
 )
 
 
@@ -92,6 +102,9 @@ def create_app(settings: Settings) -> FastAPI:
             app.openapi()  # cached: building it takes half a second, which no request may block the event loop for
             await stack.enter_async_context(background_task(gallery_service.jobs.work()))
             await stack.enter_async_context(background_task(gallery_service.reembedder.work()))
+            alert_service = app.state.alerts = _alert_service(app, settings, storage, model_manager.executors)
+            await stack.enter_async_context(background_task(alert_service.dispatcher.work()))
+            await stack.enter_async_context(background_task(alert_service.streams.work()))
             if settings.workers > 1 or settings.database:
                 await stack.enter_async_context(background_task(reload_sync.follow(model_manager)))
             yield
@@ -124,6 +137,20 @@ def _open_storage(settings: Settings) -> Storage:
         database=settings.database_url(),
         standbys=[url.get_secret_value() for url in settings.database_standbys],
     )
+
+
+def _alert_service(app: FastAPI, settings: Settings, storage: Storage, executors: Executors) -> AlertService:
+    addresses = AddressPolicy(settings.alert_private_targets)
+    dispatcher = AlertDispatcher(
+        storage.alert_outbox,
+        executors,
+        {"webhook": partial(WebhookSender, addresses), "mqtt": partial(MqttSender, addresses)},
+        app.state.metrics,
+        dead_after_s=settings.alert_dead_after_s,
+        clock=storage.gallery.clock,
+    )
+    streams = AlertStreams(storage.alerts, executors, settings.max_alert_streams, lambda: bool(app.state.is_stopping))
+    return AlertService(storage, executors, addresses, dispatcher, streams)
 
 
 def _add_routes(app: FastAPI) -> None:

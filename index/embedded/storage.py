@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from index.embedded.alerts.alerts import AlertOutbox, AlertRules, Alerts, store_alerts
 from index.embedded.audit.id_normalisation import count_clashes
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
@@ -28,6 +29,9 @@ class EmbeddedStorage:
 
     def __init__(self, folder: Path, *, key: OperatorKey | None = None):
         self.gallery = EmbeddedGallery(folder, key=key)
+        self.alert_rules = AlertRules(self.gallery)
+        self.alerts = Alerts(self.gallery)
+        self.alert_outbox = AlertOutbox(self.gallery)
         self.searches = Searches(self.gallery)
         self.feedback = Feedback(self.gallery)
         self.jobs = JobQueue(self.gallery)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from psycopg import sql
 
 from index.errors import GalleryError
+from index.postgres.alerts.alerts import PostgresAlertOutbox, PostgresAlertRules, PostgresAlerts, store_alerts
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
@@ -36,6 +37,9 @@ class PostgresStorage:
     def __init__(self, database: Database, standbys: Sequence[str] = ()):
         self._database = database
         self.gallery = PostgresGallery(database)
+        self.alert_rules = PostgresAlertRules(self.gallery)
+        self.alerts = PostgresAlerts(self.gallery)
+        self.alert_outbox = PostgresAlertOutbox(self.gallery)
         self.searches = PostgresSearches(self.gallery)
         self.feedback = PostgresFeedback(self.gallery)
         self.jobs = PostgresJobQueue(self.gallery)

@@ -3,6 +3,7 @@
 `index.factory.open_storage` opens a `Storage`, whose attributes are the other interfaces.
 """
 
+from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
 from index.protocol.changes import ChangingMethod, PlannedChange, changes
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
@@ -13,6 +14,9 @@ from index.protocol.storage import Maintenance, Storage
 __all__ = [
     "FIRST",
     "LEASE_S",
+    "AlertOutbox",
+    "AlertRules",
+    "Alerts",
     "AuditLog",
     "ChangingMethod",
     "Feedback",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
 from index.protocol.reembedding import Reembeddings, ReembeddingWorker
@@ -33,6 +34,21 @@ class Storage(Protocol):
     @property
     def gallery(self) -> Gallery:
         """Collections, subjects, faces and receipts."""
+        ...
+
+    @property
+    def alert_rules(self) -> AlertRules:
+        """The rules of alerts."""
+        ...
+
+    @property
+    def alerts(self) -> Alerts:
+        """The alerts that the rules caused."""
+        ...
+
+    @property
+    def alert_outbox(self) -> AlertOutbox:
+        """The pending deliveries of alerts, for this process."""
         ...
 
     @property
