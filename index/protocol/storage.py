@@ -8,6 +8,7 @@ from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
 from index.protocol.reembedding import Reembeddings, ReembeddingWorker
+from index.protocol.sightings import Sightings
 
 
 class Maintenance(Protocol):
@@ -59,6 +60,11 @@ class Storage(Protocol):
     @property
     def feedback(self) -> Feedback:
         """Feedback on the gallery's subjects."""
+        ...
+
+    @property
+    def sightings(self) -> Sightings:
+        """The sightings of the gallery's collections."""
         ...
 
     @property
