@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -13,12 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import errors
 from app.alerts import routes as alerts
-from app.alerts.addresses import AddressPolicy
-from app.alerts.dispatcher import AlertDispatcher
-from app.alerts.mqtt import MqttSender
 from app.alerts.service import AlertService
-from app.alerts.stream import AlertStreams
-from app.alerts.webhooks import WebhookSender
 from app.auth.keys import ApiKeys
 from app.background_tasks import background_task
 from app.classification import routes as classification
@@ -32,7 +26,6 @@ from app.gallery.service import GalleryService
 from app.generation import routes as generation
 from app.generation.service import Generation
 from app.images import decoding
-from app.inference.executors import Executors
 from app.inference.model_manager import ModelManager
 from app.inference.predictor import Predictor
 from app.inference.reload_sync import ReloadSync
@@ -98,17 +91,14 @@ def create_app(settings: Settings) -> FastAPI:
             stack.callback(storage.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
-            gallery_service = app.state.gallery = GalleryService(predictor, storage)
-            app.state.sightings = SightingService(predictor, storage)
+            _add_storage_services(app, predictor, storage)
             maintenance = app.state.maintenance = MaintenanceThread(storage, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
             app.openapi()  # cached: building it takes half a second, which no request may block the event loop for
-            await stack.enter_async_context(background_task(gallery_service.jobs.work()))
-            await stack.enter_async_context(background_task(gallery_service.reembedder.work()))
-            alert_service = app.state.alerts = _alert_service(app, settings, storage, model_manager.executors)
-            await stack.enter_async_context(background_task(alert_service.dispatcher.work()))
-            await stack.enter_async_context(background_task(alert_service.streams.work()))
+            await stack.enter_async_context(background_task(app.state.gallery.jobs.work()))
+            await stack.enter_async_context(background_task(app.state.gallery.reembedder.work()))
+            await stack.enter_async_context(app.state.alerts.running())
             if settings.workers > 1 or settings.database:
                 await stack.enter_async_context(background_task(reload_sync.follow(model_manager)))
             yield
@@ -143,20 +133,6 @@ def _open_storage(settings: Settings) -> Storage:
     )
 
 
-def _alert_service(app: FastAPI, settings: Settings, storage: Storage, executors: Executors) -> AlertService:
-    addresses = AddressPolicy(settings.alert_private_targets)
-    dispatcher = AlertDispatcher(
-        storage.alert_outbox,
-        executors,
-        {"webhook": partial(WebhookSender, addresses), "mqtt": partial(MqttSender, addresses)},
-        app.state.metrics,
-        dead_after_s=settings.alert_dead_after_s,
-        clock=storage.gallery.clock,
-    )
-    streams = AlertStreams(storage.alerts, executors, settings.max_alert_streams, lambda: bool(app.state.is_stopping))
-    return AlertService(storage, executors, addresses, dispatcher, streams)
-
-
 def _add_routes(app: FastAPI) -> None:
     errors.install(app)
     for router in ROUTERS:
@@ -167,12 +143,22 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _add_services(app: FastAPI, settings: Settings, predictor: Predictor) -> None:
-    """Build the services that run models. The gallery's is built at startup, after its ledger is opened."""
+    """Build the services that run models and need no storage."""
     app.state.classification = Classification(predictor)
     app.state.faces = Faces(predictor)
     app.state.generation = Generation(predictor)
     app.state.restoration = Restoration(settings, predictor)
     app.state.open_inference = OpenInference(settings, predictor)
+
+
+def _add_storage_services(app: FastAPI, predictor: Predictor, storage: Storage) -> None:
+    """Build the services that need the open storage."""
+    state = app.state
+    state.gallery = GalleryService(predictor, storage)
+    state.sightings = SightingService(predictor, storage)
+    state.alerts = AlertService(
+        storage, predictor.executors, state.settings, state.metrics, lambda: bool(state.is_stopping)
+    )
 
 
 def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Metrics, quotas: Quotas | None) -> None:

@@ -22,7 +22,7 @@ from app.observability.metrics import Metrics
 from index.alert_rules import Delivery, TargetKind
 from index.protocol import LEASE_S, AlertOutbox
 
-POLL_S = 1.0
+POLL_S = 0.5
 MOST_TARGETS = 32  # targets that are sent to at once
 
 log = structlog.get_logger()

@@ -7,7 +7,7 @@ Assistant's discovery message is retained; it has the rule's name and nothing ab
 from __future__ import annotations
 
 import ssl
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +72,8 @@ class MqttSender:
         """Close the connection."""
         from aiomqtt import MqttError
 
-        try:
+        with suppress(MqttError):  # the connection is closed already
             await self._stack.aclose()
-        except MqttError:  # the connection is closed already
-            pass
 
     async def send(self, delivery: Delivery) -> None:
         """Publish an alert once, and before the first one of a connection the discovery message, if it is wanted.

@@ -48,9 +48,7 @@ After = Annotated[
 ]
 LastEventId = Annotated[
     str | None,
-    Header(
-        pattern=r"^[0-9]{1,18}$", description="The `id` of the last event that the client has: continue behind it."
-    ),
+    Header(pattern=r"^[0-9]{1,18}$", description="The `id` of the last event that the client has: continue behind it."),
 ]
 
 

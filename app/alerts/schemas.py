@@ -80,7 +80,7 @@ class NewRule(Schema):
         ),
     )
     with_name: StrictBool = Field(False, description="Alerts have the subject's name, and not only its id.")
-    targets: Annotated[list[NewTarget], Field(max_length=MAX_TARGETS, fail_fast=True)] = []
+    targets: Annotated[list[NewTarget], Field(max_length=MAX_TARGETS, fail_fast=True)] = Field(default_factory=list)
 
 
 class NewCollectionRule(NewRule):

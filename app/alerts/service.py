@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, get_args
 
 from app.alerts.addresses import AddressPolicy, RefusedTarget, UnknownHost
 from app.alerts.dispatcher import AlertDispatcher
+from app.alerts.mqtt import MqttSender
 from app.alerts.schemas import (
     AlertInfo,
     AlertPage,
@@ -24,11 +26,14 @@ from app.alerts.schemas import (
     Weekday,
 )
 from app.alerts.stream import AlertStreams
-from app.alerts.webhooks import key_of, new_secret
+from app.alerts.webhooks import WebhookSender, key_of, new_secret
+from app.background_tasks import background_task
 from app.errors import Unprocessable
 from app.gallery.access import StorageAccess
 from app.gallery.search_schemas import OneOf
 from app.inference.executors import Executors
+from app.observability.metrics import Metrics
+from app.settings import Settings
 from index.alert_rules import (
     DAY_MINUTES,
     Alert,
@@ -46,22 +51,38 @@ _WEEKDAYS: tuple[Weekday, ...] = get_args(Weekday)
 
 
 class AlertService(StorageAccess):
-    """All use cases of alerts. `addresses`: to which targets alerts may be sent."""
+    """All use cases of alerts. `is_stopping`: whether the service stops, which ends the event streams."""
 
     def __init__(
         self,
         storage: Storage,
         executors: Executors,
-        addresses: AddressPolicy,
-        dispatcher: AlertDispatcher,
-        streams: AlertStreams,
+        settings: Settings,
+        metrics: Metrics,
+        is_stopping: Callable[[], bool],
     ):
         super().__init__(executors)
         self._rules = storage.alert_rules
         self._alerts = storage.alerts
-        self._addresses = addresses
-        self.dispatcher = dispatcher
-        self.streams = streams
+        self._addresses = AddressPolicy(settings.alert_private_targets)
+        self.streams = AlertStreams(storage.alerts, executors, settings.max_alert_streams, is_stopping)
+        self._dispatcher = AlertDispatcher(
+            storage.alert_outbox,
+            executors,
+            {
+                "webhook": partial(WebhookSender, self._addresses),
+                "mqtt": partial(MqttSender, self._addresses),
+            },
+            metrics,
+            dead_after_s=settings.alert_dead_after_s,
+            clock=storage.gallery.clock,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Send alerts, and feed the event streams, within an `async with` statement."""
+        async with background_task(self._dispatcher.work()), background_task(self.streams.work()):
+            yield
 
     async def create_rule(self, collection: str, rule: NewRule, actor: str | None) -> StoredRule:
         """Create a rule of the collection.
@@ -74,7 +95,7 @@ class AlertService(StorageAccess):
         return StoredRule(**_rule_fields(stored), secrets=new)
 
     async def replace_rule(self, token: str, rule: NewRule, actor: str | None) -> StoredRule:
-        """Replace a rule. A target with the same URL keeps its id, its pending alerts, and, without a new one, its secret.
+        """Replace a rule. A target with the same URL keeps its id, its pending alerts, and its secret.
 
         Raises:
             NotFound. Unprocessable: as `create_rule`.
@@ -129,10 +150,12 @@ class AlertService(StorageAccess):
             NotFound. Conflict: none is dead.
         """
         alert = await self._commit(self._alerts.resend.planned(token, actor=actor))
-        self.dispatcher.notify()
+        self._dispatcher.notify()
         return _alert_info(alert)
 
-    async def _settings(self, rule: NewRule, current: Mapping[str, AlertTarget]) -> tuple[AlertSettings, dict[str, str]]:
+    async def _settings(
+        self, rule: NewRule, current: Mapping[str, AlertTarget]
+    ) -> tuple[AlertSettings, dict[str, str]]:
         """Return the settings to store, and the new secrets of webhooks by the target's token.
 
         `current`: the targets of the rule that is replaced, by URL.
@@ -175,9 +198,7 @@ class AlertService(StorageAccess):
             except ValueError as error:
                 raise Unprocessable(f"the secret of {target.url}: {error}") from error
         token = current.token if current else secrets.token_hex(16)
-        stored = AlertTarget(
-            token, target.kind, target.url, secret, target.topic, target.username, target.discovery
-        )
+        stored = AlertTarget(token, target.kind, target.url, secret, target.topic, target.username, target.discovery)
         return stored, new
 
 
@@ -204,7 +225,8 @@ def _rule_fields(rule: AlertRule) -> dict[str, Any]:
         "trigger": settings.trigger,
         "where": {key: OneOf(in_=list(values)) for key, values in settings.where.items()} or None,
         "cameras": list(settings.cameras),
-        "schedule": schedule and ScheduleSchema(
+        "schedule": schedule
+        and ScheduleSchema(
             time_zone=schedule.time_zone,
             periods=[
                 PeriodSchema(

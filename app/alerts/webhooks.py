@@ -13,7 +13,7 @@ from http import HTTPStatus
 import httpx
 
 from app.alerts.addresses import AddressPolicy, Endpoint
-from app.alerts.delivery import AttemptFailed, Gone
+from app.alerts.delivery import ATTEMPT_S, AttemptFailed, Gone
 from app.alerts.payload import encode, payload
 from index.alert_rules import Delivery
 
@@ -68,7 +68,7 @@ class WebhookSender:
         # Connections are reused by address: another name of an address would not get its certificate checked.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._client = httpx.AsyncClient(
-            follow_redirects=False, trust_env=False, timeout=None, verify=verify, limits=limits
+            follow_redirects=False, trust_env=False, timeout=ATTEMPT_S, verify=verify, limits=limits
         )
 
     async def __aenter__(self) -> WebhookSender:

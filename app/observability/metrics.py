@@ -62,7 +62,9 @@ class Metrics:
         self.evictions = counter("vestibule_evictions", "Models evicted to free memory", ["model"])
 
         self.alert_attempts = counter(
-            "vestibule_alert_attempts", "Attempts to send an alert: delivered, failed, dead (the last failed one)", ["outcome"]
+            "vestibule_alert_attempts",
+            "Attempts to send an alert: delivered, failed, dead (the last failed one)",
+            ["outcome"],
         )
 
         self.maintenance_failures = counter(

@@ -35,7 +35,7 @@ class EmbeddedStorage:
         self.alert_outbox = AlertOutbox(self.gallery)
         self.searches = Searches(self.gallery)
         self.feedback = Feedback(self.gallery)
-        self.sightings = Sightings(self.gallery)
+        self.sightings = Sightings(self.gallery, [store_alerts])
         self.jobs = JobQueue(self.gallery)
         self.job_worker = BulkEnrolmentWorker(self.gallery)
         self.reembeddings = Reembeddings(self.gallery)

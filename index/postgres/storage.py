@@ -43,7 +43,7 @@ class PostgresStorage:
         self.alert_outbox = PostgresAlertOutbox(self.gallery)
         self.searches = PostgresSearches(self.gallery)
         self.feedback = PostgresFeedback(self.gallery)
-        self.sightings = PostgresSightings(self.gallery)
+        self.sightings = PostgresSightings(self.gallery, [store_alerts])
         self.jobs = PostgresJobQueue(self.gallery)
         self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)

@@ -25,24 +25,24 @@ WHERE sightings.expires_at > :now AND (subjects.expires_at IS NULL OR subjects.e
 AND alert_rules.collection_id NOT IN (SELECT value FROM json_each(:locked))
 """
 _ALERT = (
-    "SELECT alerts.position, alerts.token, alerts.rule_id, alerts.sighting_position, alerts.created_at"
+    "SELECT alerts.position, alerts.token, alerts.rule_id, alerts.sighting_position, alerts.created_at"  # noqa: S608  constants
     f" FROM alerts {_LIVE}"
 )
 _OF_STATE = "alerts.position IN (SELECT alert_position FROM alert_deliveries WHERE state = :state)"
 _STATES: dict[AlertState | None, str] = {
     None: "true",
     "dead": _OF_STATE,
-    "pending": f"{_OF_STATE} AND NOT EXISTS (SELECT 1 FROM alert_deliveries WHERE alert_position = alerts.position"
+    "pending": f"{_OF_STATE} AND NOT EXISTS (SELECT 1 FROM alert_deliveries WHERE alert_position = alerts.position"  # noqa: S608  constants
     " AND state = 'dead')",
     "delivered": "NOT EXISTS (SELECT 1 FROM alert_deliveries WHERE alert_position = alerts.position"
     " AND state != :state)",
 }
 _FIRST = (
-    "SELECT alert_position FROM alert_deliveries JOIN alerts ON alerts.position = alert_position"
+    "SELECT alert_position FROM alert_deliveries JOIN alerts ON alerts.position = alert_position"  # noqa: S608  constants
     f" {_LIVE} AND target_id = alert_targets.id AND state = 'pending' ORDER BY alert_position LIMIT 1"
 )
 _DUE = (
-    "FROM alert_targets JOIN alert_deliveries AS first ON first.target_id = alert_targets.id"  # noqa: S608  constants
+    "FROM alert_targets JOIN alert_deliveries AS first ON first.target_id = alert_targets.id"
     f" AND first.alert_position = ({_FIRST}) WHERE first.next_at <= :now"
 )
 _OF_DELIVERY = "alert_position = ? AND target_id = (SELECT id FROM alert_targets WHERE token = ?) AND state = 'pending'"
@@ -136,14 +136,14 @@ def first(db: apsw.Connection, target: str, now: float) -> Delivery | None:
 
 def put_delivered(db: apsw.Connection, delivery: Delivery) -> None:
     """Record that the target has accepted the alert."""
-    statement = f"UPDATE alert_deliveries SET state = 'delivered', problem = NULL WHERE {_OF_DELIVERY}"
+    statement = f"UPDATE alert_deliveries SET state = 'delivered', problem = NULL WHERE {_OF_DELIVERY}"  # noqa: S608  constants
     db.execute(statement, (delivery.alert.position, delivery.target.token))
 
 
 def put_failed(db: apsw.Connection, delivery: Delivery, problem: str, next_at: float | None) -> None:
     """Record a failed attempt; `next_at`: when the next one is due, None if the delivery is dead."""
     db.execute(
-        "UPDATE alert_deliveries SET attempts = attempts + 1, problem = ?, next_at = coalesce(?, next_at), state = ?"
+        "UPDATE alert_deliveries SET attempts = attempts + 1, problem = ?, next_at = coalesce(?, next_at), state = ?"  # noqa: S608  constants
         f" WHERE {_OF_DELIVERY}",
         (problem, next_at, "dead" if next_at is None else "pending", delivery.alert.position, delivery.target.token),
     )

@@ -33,7 +33,9 @@ class AlertRules(GalleryComponent):
         return rule
 
     @committing
-    def replace(self, db: apsw.Connection, token: str, settings: AlertSettings, *, actor: str | None = None) -> AlertRule:
+    def replace(
+        self, db: apsw.Connection, token: str, settings: AlertSettings, *, actor: str | None = None
+    ) -> AlertRule:
         """See `AlertRules`."""
         number = rule_records.collection_id_of(db, token)
         rule_records.put(db, number, token, check_settings(settings))

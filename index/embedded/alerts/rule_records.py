@@ -13,7 +13,7 @@ from index.embedded.store.ledger import Row
 from index.errors import InvalidError, NotFoundError
 
 _RULE = (
-    "SELECT alert_rules.id, alert_rules.token, collections.name, alert_rules.settings, alert_rules.created_at, collection_id"
+    "SELECT alert_rules.id, token, collections.name, alert_rules.settings, alert_rules.created_at, collection_id"
     " FROM alert_rules JOIN collections ON collections.id = collection_id"
 )
 
@@ -86,16 +86,15 @@ def of_collection(db: apsw.Connection, collection_id: int) -> list[AlertRule]:
 
 def by_id(db: apsw.Connection, ids: set[int]) -> dict[int, AlertRule]:
     """Return the rules with these ids."""
-    rows = db.execute(
-        f"{_RULE} WHERE alert_rules.id IN (SELECT value FROM json_each(?))", (json.dumps(sorted(ids)),)
-    )
+    among = "SELECT value FROM json_each(?)"
+    rows = db.execute(f"{_RULE} WHERE alert_rules.id IN ({among})", (json.dumps(sorted(ids)),))
     return {row[0]: _rule(db, row) for row in rows}
 
 
 def page(db: apsw.Connection, after: int, limit: int) -> list[AlertRule]:
     """Return at most `limit` rules with ids above `after`, ascending, without those of locked collections."""
     rows = db.execute(
-        f"{_RULE} WHERE alert_rules.id > ? AND collection_id NOT IN (SELECT value FROM json_each(?))"
+        f"{_RULE} WHERE alert_rules.id > ? AND collection_id NOT IN (SELECT value FROM json_each(?))"  # noqa: S608  constants
         " ORDER BY alert_rules.id LIMIT ?",
         (after, json.dumps(locked_collections(db)), limit),
     )

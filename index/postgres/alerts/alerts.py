@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from index.alert_rules import Alert, AlertRule, AlertSettings, AlertState, Delivery, check_settings
 from index.audit_chain import AuditEvent
+from index.errors import ConflictError
 from index.postgres.alerts import alert_records, rule_records
 from index.postgres.gallery import GalleryComponent
 from index.postgres.store import audit_records, collection_records, lease_records
 from index.postgres.store.database import Connection, committing
-from index.errors import ConflictError
 from index.protocol import LEASE_S
 from index.sightings import Sighting
 from index.types import Collection

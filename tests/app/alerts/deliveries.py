@@ -30,7 +30,9 @@ def sighting(person: Subject | None, position: int = 1) -> Sighting:
     )
 
 
-def delivery(target: AlertTarget, number: int = 1, *, person: Subject | None = None, with_name: bool = False) -> Delivery:
+def delivery(
+    target: AlertTarget, number: int = 1, *, person: Subject | None = None, with_name: bool = False
+) -> Delivery:
     settings = AlertSettings("Door", "match" if person else "unknown", with_name=with_name, targets=(target,))
     rule = AlertRule(1, "rule1", "staff", settings, AT)
     return Delivery(Alert(number, f"alert{number}", rule, sighting(person, number), AT + 3, ()), target, AT + 3, 0)

@@ -51,7 +51,9 @@ class Receiver:
                 if answer is None:
                     await reader.read()  # until the client gives up
                     return
-                writer.write(b"HTTP/1.1 %d x\r\ncontent-length: 0\r\n\r\n" % answer if isinstance(answer, int) else answer)
+                writer.write(
+                    b"HTTP/1.1 %d x\r\ncontent-length: 0\r\n\r\n" % answer if isinstance(answer, int) else answer
+                )
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
@@ -60,7 +62,9 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiver(answer: Callable[[Received], Answer] = lambda request: 204, port: int = 0) -> AsyncIterator[Receiver]:
+async def receiver(
+    answer: Callable[[Received], Answer] = lambda request: 204, port: int = 0
+) -> AsyncIterator[Receiver]:
     """Serve on a free port, or on this one."""
     running = Receiver(answer)
     server = await asyncio.start_server(running.serve, "127.0.0.1", port)

@@ -78,9 +78,7 @@ def test_rules_are_stored_and_listed(doors: Engine, clock: Clock) -> None:
     assert doors.alert_rules.page() == [second]
     entries, _ = doors.audit.read()
     recorded = [
-        (entry.event.action, entry.event.actor, entry.event.of)
-        for entry in entries
-        if "rule" in entry.event.action
+        (entry.event.action, entry.event.actor, entry.event.of) for entry in entries if "rule" in entry.event.action
     ]
     assert recorded == [
         ("create_alert_rule", "k1", rule.token),
