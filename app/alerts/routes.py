@@ -81,10 +81,10 @@ async def replace_alert_rule(request: Request, rule: Key, settings: NewRule) -> 
     return await alert_service(request).replace_rule(rule, settings, request.state.caller)
 
 
-@router.delete("/alerts/rules/{rule}", status_code=204, dependencies=ENROL, responses=CHANGING)
-async def delete_alert_rule(request: Request, rule: Key) -> None:
+@router.delete("/alerts/rules/{rule}", dependencies=ENROL, responses=CHANGING)
+async def delete_alert_rule(request: Request, rule: Key) -> RuleInfo:
     """Delete a rule and all its alerts."""
-    await alert_service(request).remove_rule(rule, request.state.caller)
+    return await alert_service(request).remove_rule(rule, request.state.caller)
 
 
 @router.get("/alerts", dependencies=REVIEW, responses=READING)

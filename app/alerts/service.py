@@ -105,13 +105,15 @@ class AlertService(StorageAccess):
         stored = await self._commit(self._rules.replace.planned(token, settings, actor=actor))
         return StoredRule(**_rule_fields(stored), secrets=new)
 
-    async def remove_rule(self, token: str, actor: str | None) -> None:
-        """Delete a rule with all its alerts.
+    async def remove_rule(self, token: str, actor: str | None) -> RuleInfo:
+        """Delete a rule with all its alerts, and return it.
 
         Raises:
             NotFound.
         """
+        rule = await self.rule(token)
         await self._commit(self._rules.remove.planned(token, actor=actor))
+        return rule
 
     async def rule(self, token: str) -> RuleInfo:
         """Return the rule.

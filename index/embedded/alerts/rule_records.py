@@ -108,7 +108,7 @@ def delete(db: apsw.Connection, token: str) -> None:
 
 def locked_collections(db: apsw.Connection) -> list[int]:
     """Return the ids of the collections with rules whose key is missing."""
-    rows = db.execute(
+    rows: list[Row] = db.execute(
         "SELECT DISTINCT collection_id FROM alert_rules JOIN collections ON collections.id = collection_id"
         " WHERE encrypted"
     ).fetchall()

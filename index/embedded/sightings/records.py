@@ -83,7 +83,7 @@ def find(db: apsw.Connection, token: str, now: float) -> tuple[int, Sighting]:
 
 def by_position(db: apsw.Connection, positions: Iterable[int], now: float) -> dict[int, Sighting]:
     """Return the sightings with these positions, by position, without those that have expired at `now`."""
-    rows = db.execute(
+    rows: list[Row] = db.execute(
         f"{_SIGHTING} AND position IN (SELECT value FROM json_each(:positions))",  # noqa: S608  constants
         {"now": now, "positions": json.dumps(list(positions))},
     ).fetchall()
