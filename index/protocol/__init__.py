@@ -3,7 +3,7 @@
 `index.factory.open_storage` opens a `Storage`, whose attributes are the other interfaces.
 """
 
-from index.protocol.changes import ChangingMethod, PlannedChange, changes
+from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
@@ -12,6 +12,7 @@ from index.protocol.storage import Maintenance, Storage
 
 __all__ = [
     "FIRST",
+    "IDEMPOTENCY_S",
     "LEASE_S",
     "AuditLog",
     "ChangingMethod",
