@@ -4,6 +4,7 @@
 """
 
 from index.protocol.changes import ChangingMethod, PlannedChange, changes
+from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
@@ -13,8 +14,10 @@ from index.protocol.storage import Maintenance, Storage
 __all__ = [
     "FIRST",
     "LEASE_S",
+    "UNDO_S",
     "AuditLog",
     "ChangingMethod",
+    "Curation",
     "Feedback",
     "Gallery",
     "JobQueue",
