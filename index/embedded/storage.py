@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from index.embedded.audit.id_normalisation import count_clashes
+from index.embedded.curation.curation import Curation
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Searches
@@ -30,6 +31,7 @@ class EmbeddedStorage:
         self.gallery = EmbeddedGallery(folder, key=key)
         self.searches = Searches(self.gallery)
         self.feedback = Feedback(self.gallery)
+        self.curation = Curation(self.gallery)
         self.jobs = JobQueue(self.gallery)
         self.job_worker = BulkEnrolmentWorker(self.gallery)
         self.reembeddings = Reembeddings(self.gallery)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from psycopg import sql
 
 from index.errors import GalleryError
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
@@ -38,6 +39,7 @@ class PostgresStorage:
         self.gallery = PostgresGallery(database)
         self.searches = PostgresSearches(self.gallery)
         self.feedback = PostgresFeedback(self.gallery)
+        self.curation = PostgresCuration(self.gallery)
         self.jobs = PostgresJobQueue(self.gallery)
         self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)

@@ -4,6 +4,7 @@
 """
 
 from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
+from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
@@ -14,8 +15,10 @@ __all__ = [
     "FIRST",
     "IDEMPOTENCY_S",
     "LEASE_S",
+    "UNDO_S",
     "AuditLog",
     "ChangingMethod",
+    "Curation",
     "Feedback",
     "Gallery",
     "JobQueue",

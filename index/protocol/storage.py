@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
 from index.protocol.reembedding import Reembeddings, ReembeddingWorker
@@ -43,6 +44,11 @@ class Storage(Protocol):
     @property
     def feedback(self) -> Feedback:
         """Feedback on the gallery's subjects."""
+        ...
+
+    @property
+    def curation(self) -> Curation:
+        """Merges and moves of the gallery's subjects and faces."""
         ...
 
     @property

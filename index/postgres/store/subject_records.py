@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import sql
 
-from index.errors import NotFoundError
+from index.errors import ConflictError, NotFoundError
 from index.postgres.store import collection_records, face_tables
 from index.postgres.store.database import Connection, Row
 from index.postgres.store.sealing import seal, unseal
@@ -102,13 +102,24 @@ def upsert(
         collection_records.add_counts(db, collection_id, subjects=1)
     else:
         db.execute("DELETE FROM subject_values WHERE subject_id = %s", (number,))
+    insert_values(db, collection_id, number, metadata)
+    return Subject(number, key, name, dict(metadata), created_at, expires_at)
+
+
+def insert_values(db: Connection, collection_id: int, subject_id: int, metadata: Mapping[str, Any]) -> None:
+    """Insert the lookups of the subject's metadata, by which filters find it."""
     values = {
-        (collection_id, db.lookups.value(collection_id, field, value), number)
+        (collection_id, db.lookups.value(collection_id, field, value), subject_id)
         for field, value in metadata.items()
         if isinstance(value, str | float | int)
     }
     db.cursor().executemany("INSERT INTO subject_values VALUES (%s, %s, %s)", sorted(values))
-    return Subject(number, key, name, dict(metadata), created_at, expires_at)
+
+
+def by_id(db: Connection, ids: Iterable[int]) -> dict[int, Subject]:
+    """Return those of these subjects that exist, by id."""
+    rows = db.execute(f"SELECT {COLUMNS} FROM subjects WHERE id = ANY(%s) ORDER BY id", (list(ids),))  # noqa: S608
+    return {row[0]: read(row) for row in rows}
 
 
 def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> dict[str, int]:
@@ -131,12 +142,18 @@ def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], n
 
 
 def _lock(db: Connection, collection_id: int, keys: Iterable[str]) -> list[Row]:
-    """Return lookup, id and expiry of the subjects with these keys; lock them, in the order of their lookups."""
-    lookups = [lookup(db, collection_id, key) for key in keys]
+    return lock(db, collection_id, [lookup(db, collection_id, key) for key in keys])
+
+
+def lock(db: Connection, collection_id: int, lookups: Sequence[bytes]) -> list[Row]:
+    """Return lookup, id and expiry of the subjects with these lookups.
+
+    Lock them until the transaction ends, in the order of their lookups.
+    """
     return db.execute(
         "SELECT lookup, id, expires_at FROM subjects WHERE collection_id = %s AND lookup = ANY(%s)"
         " ORDER BY lookup FOR UPDATE",
-        (collection_id, lookups),
+        (collection_id, list(lookups)),
     ).fetchall()
 
 
@@ -156,10 +173,13 @@ def lock_existing(db: Connection, collection_id: int, key: str) -> int:
     """Return the id of the subject, even if it has expired or is damaged; lock it until the transaction ends.
 
     Raises:
-        NotFoundError.
+        NotFoundError. ConflictError: it was absorbed in a merge, and exists again if the merge is undone.
     """
     rows = _lock(db, collection_id, [key])
     if not rows:
+        absorbed = "SELECT 1 FROM absorbed_subjects WHERE collection_id = %s AND lookup = %s"
+        if db.execute(absorbed, (collection_id, lookup(db, collection_id, key))).fetchone():
+            raise ConflictError(f"{key!r} was merged into another subject: erase that one, or undo the merge first")
         raise NotFoundError(f"there is no subject {key!r}")
     return int(rows[0][1])
 
