@@ -10,6 +10,7 @@ from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.protocol.service_state import AuditLog, KeyStore, Quota, Quotas, Reloads, ServiceState
 from index.protocol.storage import Maintenance, Storage
+from index.protocol.transfer import GallerySnapshot, Transfer
 
 __all__ = [
     "FIRST",
@@ -21,6 +22,7 @@ __all__ = [
     "Curation",
     "Feedback",
     "Gallery",
+    "GallerySnapshot",
     "JobQueue",
     "JobWorker",
     "KeyStore",
@@ -34,5 +36,6 @@ __all__ = [
     "Searches",
     "ServiceState",
     "Storage",
+    "Transfer",
     "changes",
 ]

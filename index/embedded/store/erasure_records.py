@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import apsw
@@ -117,6 +117,25 @@ def receipt(db: apsw.Connection, token: str) -> Receipt:
     if row is None:
         raise NotFoundError("there is no such receipt")
     return Receipt(*row)
+
+
+def receipts(db: apsw.Connection, after: str, limit: int) -> list[Receipt]:
+    """Return at most `limit` receipts with tokens greater than `after`, sorted by token."""
+    columns = "token, subjects, faces, requested_at, erased_at"
+    rows = db.execute(f"SELECT {columns} FROM receipts WHERE token > ? ORDER BY token LIMIT ?", (after, limit))  # noqa: S608
+    return [Receipt(*row) for row in rows]
+
+
+def insert_foreign_receipts(db: apsw.Connection, receipts: Iterable[Receipt]) -> int:
+    """Insert receipts of another gallery, whose data this one never had; return the number of new ones."""
+    return len(
+        list(
+            db.executemany(
+                "INSERT OR IGNORE INTO receipts VALUES (?, 0, ?, ?, 0, ?, ?) RETURNING token",
+                [(it.token, it.subjects, it.faces, it.requested_at, it.erased_at) for it in receipts],
+            )
+        )
+    )
 
 
 def unfinished_receipts(db: apsw.Connection) -> list[tuple[str, int, int]]:

@@ -331,6 +331,19 @@ STEPS: tuple[str, ...] = (
         DELETE FROM merges WHERE subject_id = new.subject_id;
     END;
     """,
+    # How many rows of each part of an export of a gallery were loaded, so that none is loaded twice. `collection_id`:
+    # of the collection that the export created; NULL for receipts.
+    """
+    CREATE TABLE imports (
+        export TEXT NOT NULL,
+        part TEXT NOT NULL,
+        source TEXT NOT NULL,
+        exported_at REAL NOT NULL,
+        collection_id INTEGER,
+        rows INTEGER NOT NULL,
+        PRIMARY KEY (export, part)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 

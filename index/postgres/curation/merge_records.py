@@ -170,7 +170,7 @@ def _restore_subject(db: Connection, collection_id: int, subject: Subject) -> in
     assert row is not None  # noqa: S101  one row is inserted or updated
     if row[0] == subject.id:
         collection_records.add_counts(db, collection_id, subjects=1)
-        subject_records.insert_values(db, collection_id, subject.id, subject.metadata)
+        subject_records.insert_values(db, collection_id, {subject.id: subject.metadata})
     return int(row[0])
 
 

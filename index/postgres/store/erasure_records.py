@@ -108,6 +108,23 @@ def receipt(db: Connection, token: str) -> Receipt:
     return Receipt(*row)
 
 
+def receipts(db: Connection, after: str, limit: int) -> list[Receipt]:
+    """Return at most `limit` receipts with tokens greater than `after`, sorted by token."""
+    statement = "SELECT token, subjects, faces, requested_at, erased_at FROM receipts WHERE token > %s"
+    return [Receipt(*row) for row in db.execute(statement + " ORDER BY token LIMIT %s", (after, limit))]
+
+
+def insert_foreign_receipts(db: Connection, receipts: Sequence[Receipt]) -> int:
+    """Insert receipts of another gallery, whose data this one never had; return the number of new ones."""
+    cursor = db.cursor()
+    cursor.executemany(
+        "INSERT INTO receipts (token, collection_id, subjects, faces, requested_at, erased_at)"
+        " VALUES (%s, 0, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        [(it.token, it.subjects, it.faces, it.requested_at, it.erased_at) for it in receipts],
+    )
+    return cursor.rowcount
+
+
 def overwritten_receipts(db: Connection) -> list[str]:
     """Return the tokens of the receipts whose rows are overwritten, but may still be in files of the log."""
     rows = db.execute(

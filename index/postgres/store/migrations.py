@@ -203,9 +203,24 @@ _MERGES = """
     CREATE INDEX rejections_suspended ON rejections (suspended_by) WHERE suspended_by IS NOT NULL;
 """
 
+# How many rows of each part of an export of a gallery were loaded, so that none is loaded twice. `collection_id`: of
+# the collection that the export created; NULL for receipts.
+_IMPORTS = """
+    CREATE TABLE imports (
+        export text NOT NULL,
+        part text NOT NULL,
+        source text NOT NULL,
+        exported_at double precision NOT NULL,
+        collection_id bigint,
+        rows bigint NOT NULL,
+        PRIMARY KEY (export, part)
+    );
+"""
+
 STEPS: tuple[str, ...] = (
     _TABLES + scrub_schema.FUNCTIONS + "".join(map(scrub_schema.set_up, ("subjects", "rejections", "job_items"))),
     _MERGES + scrub_schema.set_up("absorbed_subjects"),
+    _IMPORTS,
 )
 
 
