@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
 from index.embedded.query.search import Searches as EmbeddedSearches
@@ -17,6 +18,7 @@ from index.embedded.sightings.sightings import Sightings as EmbeddedSightings
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.maintenance import PostgresMaintenance
@@ -24,7 +26,7 @@ from index.postgres.reembedding import PostgresReembeddings, PostgresReembedding
 from index.postgres.search import PostgresSearches
 from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store.database import Database
-from index.protocol import AuditLog, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches, Sightings
+from index.protocol import AuditLog, Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches, Sightings
 from tests.index.people import Clock, maintain
 
 
@@ -39,6 +41,7 @@ class Engine:
     gallery: Gallery
     searches: Searches
     feedback: Feedback
+    curation: Curation
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
@@ -55,6 +58,7 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             gallery,
             EmbeddedSearches(gallery),
             EmbeddedFeedback(gallery),
+            EmbeddedCuration(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
@@ -72,6 +76,7 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             gallery,
             PostgresSearches(gallery),
             PostgresFeedback(gallery),
+            PostgresCuration(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
