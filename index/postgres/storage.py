@@ -16,6 +16,7 @@ from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
 from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
+from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store import wal_files
 from index.postgres.store.database import Database, scalar
 from index.postgres.transfer.loading import PostgresTransfer
@@ -42,6 +43,7 @@ class PostgresStorage:
         self.searches = PostgresSearches(self.gallery)
         self.feedback = PostgresFeedback(self.gallery)
         self.curation = PostgresCuration(self.gallery)
+        self.sightings = PostgresSightings(self.gallery)
         self.jobs = PostgresJobQueue(self.gallery)
         self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)

@@ -122,6 +122,7 @@ class ErasureReceipt(Answer):
     status: str
     subjects: int
     faces: int
+    sightings: int = 0
     requested_at: datetime
     erased_at: datetime | None
 
