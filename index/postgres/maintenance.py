@@ -11,6 +11,7 @@ from itertools import groupby
 
 from index.engine.maintenance import LEASE, LEASE_S, MaintenanceRounds
 from index.postgres import hnsw
+from index.postgres.curation.curation import forget_ended
 from index.postgres.gallery import RETENTION, GalleryComponent, PostgresGallery, remove_subjects
 from index.postgres.store import (
     collection_records,
@@ -60,6 +61,8 @@ class PostgresMaintenance(GalleryComponent, MaintenanceRounds):
             self.database.write(collection_records.merge_counts)
         with self._step("retention"):
             self._erase_expired()
+        with self._step("merges"):
+            self.database.write(lambda db: forget_ended(db, self.database.now(db)))
         with self._step("idempotency keys"):
             self.database.write(self._delete_old_keys)
         with self._step("erasures"):

@@ -4,20 +4,25 @@
 """
 
 from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
+from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.protocol.service_state import AuditLog, KeyStore, Quota, Quotas, Reloads, ServiceState
 from index.protocol.storage import Maintenance, Storage
+from index.protocol.transfer import GallerySnapshot, Transfer
 
 __all__ = [
     "FIRST",
     "IDEMPOTENCY_S",
     "LEASE_S",
+    "UNDO_S",
     "AuditLog",
     "ChangingMethod",
+    "Curation",
     "Feedback",
     "Gallery",
+    "GallerySnapshot",
     "JobQueue",
     "JobWorker",
     "KeyStore",
@@ -31,5 +36,6 @@ __all__ = [
     "Searches",
     "ServiceState",
     "Storage",
+    "Transfer",
     "changes",
 ]

@@ -1,4 +1,4 @@
-"""Background maintenance of a gallery: write segments and inverted files, finish erasures, delete expired subjects.
+"""Background maintenance of a gallery: write segments and inverted files, finish erasures, delete expired data.
 
 One process at a time does it. Every step ends in one transaction that replaces old files by new ones in the ledger. If
 a process dies, the next round deletes the files that the ledger does not reference.
@@ -16,6 +16,7 @@ import numpy as np
 
 from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
+from index.embedded.curation.curation import forget_ended
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
 from index.embedded.store import collection_records, erasure_records, idempotency_records, lease_records, vector_records
@@ -95,6 +96,7 @@ class Maintenance(GalleryComponent, MaintenanceRounds):
     def _work(self) -> None:
         with self._step("retention"):
             self.ledger.write(partial(remove_expired, now=self.gallery.clock()))
+            self.ledger.write(partial(forget_ended, now=self.gallery.clock()))
             self.ledger.write(idempotency_records.delete_old)
             # Enrolments also delete expired subjects, without writing tombstones.
             self.tombstones.append_new(self.ledger.reader())
