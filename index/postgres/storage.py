@@ -20,7 +20,7 @@ from index.postgres.search import PostgresSearches
 from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store import wal_files
 from index.postgres.store.database import Database, scalar
-from index.postgres.transfer.loading import PostgresTransfer
+from index.postgres.transfer.transfer import PostgresTransfer
 
 CHECK_S = 5.0  # seconds between two checks of the database
 
