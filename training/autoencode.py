@@ -81,12 +81,15 @@ class AutoencodingTask:
         kl = generative.kl_to_prior(output.mean, output.log_variance)
         # Per pixel and channel, so that clipping and learning rate have the same effect at every image size.
         loss = -generative.elbo(likelihood, kl, beta).mean() / clean[0].numel()
+        figures = {}
         if self._features is not None:
             maps, targets = self._features(output.logits.sigmoid()), self._features(clean)
-            loss = loss + self.recipe.loss.perceptual * perceptual_distance(maps, targets).mean()
+            distance = perceptual_distance(maps, targets).mean()
+            loss = loss + self.recipe.loss.perceptual * distance
+            figures["perceptual"] = distance.detach()
         self._learner.update(loss)
         bound = generative.elbo(likelihood, kl).mean()
-        return {"loss": loss.detach(), "elbo": bound.detach(), "kl": kl.mean().detach()}
+        return figures | {"loss": loss.detach(), "elbo": bound.detach(), "kl": kl.mean().detach()}
 
     def _beta(self, epochs: float) -> float:
         """Return the KL term's weight after `epochs`."""

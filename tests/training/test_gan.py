@@ -56,6 +56,7 @@ PROJECTED += ["game.augment=['colour', 'translation', 'cutout']", "discriminator
 
 # Random filters, and the singular vectors of a single row.
 PROJECTIONS = {"across_channels_0", "across_channels_1", "across_scales_1"}
+PROJECTIONS |= {f"heads.{head}.parametrizations.weight.0._u" for head in ("0.9", "1.3")}
 
 
 @pytest.fixture
