@@ -29,12 +29,13 @@ def test_gates_are_a_perceptron_of_the_pooled_map() -> None:
     torch.manual_seed(0)
     excitation = SkipExcitation(5, 3).double()
     small = torch.randn(2, 5, 8, 8, dtype=torch.float64)
+    biases = [excitation.get_parameter(f"{layer}.bias") for layer in ("squeeze", "expand")]
     gates = excitation(small)
     for n in range(2):
         pooled = small[n].reshape(5, 4, 2, 4, 2).mean(dim=(2, 4))
-        squeezed = (excitation.squeeze.weight * pooled).sum(dim=(1, 2, 3)) + excitation.squeeze.bias
+        squeezed = (excitation.squeeze.weight * pooled).sum(dim=(1, 2, 3)) + biases[0]
         hidden = squeezed / (1 + (-squeezed).exp())
-        expanded = excitation.expand.weight[:, :, 0, 0] @ hidden + excitation.expand.bias
+        expanded = excitation.expand.weight[:, :, 0, 0] @ hidden + biases[1]
         torch.testing.assert_close(gates[n, :, 0, 0], 1 / (1 + (-expanded).exp()))
 
 
@@ -72,7 +73,7 @@ def test_projections_mix_channels_and_add_the_smaller_maps() -> None:
         weight = discriminator.get_buffer(f"across_scales_{i + 1}")
         columns = F.unfold(expected, 3, padding=1)  # [N, inputs * 9, positions]
         side = expected.shape[2]
-        smaller = (weight.flatten(1) @ columns).unflatten(2, (side, side))
+        smaller = (weight.flatten(1) @ columns).reshape(len(columns), -1, side, side)
         expected = mixed[i] + F.interpolate(smaller, scale_factor=2, mode="bilinear")
         torch.testing.assert_close(projections[i], expected, rtol=1e-4, atol=1e-5)
 
@@ -98,7 +99,9 @@ def test_every_map_has_sixteen_scores_and_every_weight_a_gradient() -> None:
     assert scores.shape == (3, 3 * 16)
     scores.square().sum().backward()
     assert_all_gradients(discriminator)
-    widths = [[layer.out_channels for layer in head if isinstance(layer, nn.Conv2d)] for head in discriminator.heads]
+    widths = [
+        [layer.out_channels for layer in head.modules() if isinstance(layer, nn.Conv2d)] for head in discriminator.heads
+    ]
     assert widths == [[6, 10, 1], [6, 1], [1]]
 
 

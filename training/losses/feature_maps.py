@@ -48,7 +48,7 @@ class FeatureMaps:
         self._gain, self._offset = std / target_std, (mean - target_mean) / target_std
         self._layers = features[: section.taps[-1] + 1].eval().requires_grad_(False)
         _fuse(self._layers)
-        self._layers.to(accelerator.device, memory_format=self._format)
+        self._layers.to(accelerator.device).to(memory_format=self._format)
         with torch.no_grad():
             maps = self(torch.zeros(1, source.channels, section.side, section.side, device=accelerator.device))
         if any(x.ndim != 4 or x.shape[2] != x.shape[3] for x in maps):
@@ -73,8 +73,10 @@ class FeatureMaps:
 def _fuse(module: nn.Module) -> None:
     """Fold every batch normalisation that follows a convolution in a `ConvNormAct` into the convolution."""
     for layer in module.modules():
-        if isinstance(layer, ConvNormAct) and isinstance(layer[1], nn.BatchNorm2d):
-            layer[0], layer[1] = fuse_conv_bn_eval(layer[0], layer[1]), nn.Identity()
+        if isinstance(layer, ConvNormAct):
+            conv, norm = layer[0], layer[1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                layer[0], layer[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 def perceptual_distance(maps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
