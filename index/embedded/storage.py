@@ -17,7 +17,7 @@ from index.embedded.sightings.sightings import Sightings
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
-from index.embedded.transfer.loading import EmbeddedTransfer
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.operator_key import OperatorKey
 
 FULL_DISK_S = 60.0  # how long the disk counts as full after a write failed

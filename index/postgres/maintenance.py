@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-from index.maintenance_rounds import LEASE, LEASE_S, MaintenanceRounds
+from index.engine.maintenance import LEASE, LEASE_S, MaintenanceRounds
 from index.postgres import hnsw
 from index.postgres.curation.curation import forget_ended
 from index.postgres.gallery import RETENTION, GalleryComponent, PostgresGallery, remove_subjects

@@ -24,9 +24,9 @@ from index.embedded.store import collection_records, erasure_records, idempotenc
 from index.embedded.store.vector_records import FaceVectors, InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
 from index.embedded.vectors.ivf import SAMPLE_PER_CENTROID, Ivf
+from index.engine.maintenance import LEASE, LEASE_S, MaintenanceRounds
 from index.errors import ConflictError, CorruptError
 from index.folders import sync_folder
-from index.maintenance_rounds import LEASE, LEASE_S, MaintenanceRounds
 from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
 

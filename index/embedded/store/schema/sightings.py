@@ -1,13 +1,8 @@
-"""Tables of sightings (index/embedded/sightings).
+"""Sightings of people by cameras."""
 
-`position` is the order of the commits. As those of feedback, the ids of sightings are random, and negative in
-`removals`, so that a ledger restored from a backup repeats their removals, too. A merge of subjects moves their
-sightings: `merged_sightings` has the earlier subjects.
-"""
-
-from __future__ import annotations
-
-SIGHTINGS = """
+# Sightings (index/embedded/sightings). `position` is the order of the commits. As those of feedback, their ids are
+# random, and negative in `removals`, so that a ledger restored from a backup repeats their removals, too.
+STEP = """
     CREATE TABLE sighting_settings (
         collection_id INTEGER PRIMARY KEY REFERENCES collections (id) ON DELETE CASCADE,
         unknown_s REAL NOT NULL,
@@ -41,6 +36,7 @@ SIGHTINGS = """
     CREATE TRIGGER removals_of_sightings AFTER INSERT ON removals WHEN new.face_id < 0 BEGIN
         DELETE FROM sightings WHERE id = -new.face_id;
     END;
+    -- The earlier subjects of the sightings that a merge moved.
     CREATE TABLE merged_sightings (
         merge_id INTEGER NOT NULL REFERENCES merges (id) ON DELETE CASCADE,
         sighting_id INTEGER NOT NULL REFERENCES sightings (id) ON DELETE CASCADE,
