@@ -130,6 +130,7 @@ def _open_storage(settings: Settings) -> Storage:
         key=settings.operator_key(),
         database=settings.database_url(),
         standbys=[url.get_secret_value() for url in settings.database_standbys],
+        readers=[url.get_secret_value() for url in settings.database_readers],
     )
 
 

@@ -61,7 +61,7 @@ class AlertService(StorageAccess):
         metrics: Metrics,
         is_stopping: Callable[[], bool],
     ):
-        super().__init__(executors)
+        super().__init__(executors, settings.backup_days)
         self._rules = storage.alert_rules
         self._alerts = storage.alerts
         self._addresses = AddressPolicy(settings.alert_private_targets)

@@ -43,8 +43,9 @@ class StorageAccess:
     `actor`, an argument of many methods: the id of the caller's key for the audit log; None without keys.
     """
 
-    def __init__(self, executors: Executors):
+    def __init__(self, executors: Executors, backup_days: float):
         self._executors = executors
+        self._backup_days = backup_days
 
     async def _read(self, function: Callable[[], T]) -> T:
         """Run a function that reads the gallery, in a thread, and return its result."""
@@ -91,14 +92,17 @@ class StorageAccess:
         Raises:
             DiskFull.
         """
-        return await self._commit_response(change, ErasureReceipt.from_receipt)
+        return await self._commit_response(change, self._receipt_response)
+
+    def _receipt_response(self, receipt: Receipt) -> ErasureReceipt:
+        return ErasureReceipt.from_receipt(receipt, self._backup_days)
 
 
 class GalleryAccess(StorageAccess):
     """Base of services that read and change one gallery, and compute vectors for it."""
 
     def __init__(self, storage: Storage, embedder: ImageEmbedder):
-        super().__init__(embedder.predictor.executors)
+        super().__init__(embedder.predictor.executors, embedder.predictor.settings.backup_days)
         self._storage = storage
         self._gallery = storage.gallery
         self._embedder = embedder

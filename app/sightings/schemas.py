@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from app.gallery.schemas import Key, Page, Timestamp
 from app.schemas import Schema
-from index.sightings import DAY_S, MAX_FRAMES, MAX_RETENTION_S, MIN_RETENTION_S
+from index.sightings import MAX_FRAMES, MAX_RETENTION_S, MIN_RETENTION_S
 
 # Characters of base64; the body of a request without images may have 1 MiB.
 MAX_CROP_CHARACTERS = 768 * 1024
@@ -97,5 +97,5 @@ class SightingParams(Schema):
 class SightingSettingsInfo(Schema):
     """How long a collection keeps sightings of unknown people and of subjects, in seconds from their end."""
 
-    unknown_s: Retention = DAY_S
-    known_s: Retention = 30 * DAY_S
+    unknown_s: Retention
+    known_s: Retention

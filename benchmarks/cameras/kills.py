@@ -43,7 +43,6 @@ from app.alerts.webhooks import WebhookSender
 from app.background_tasks import background_task
 from app.inference.executors import Executors
 from app.observability.metrics import Metrics
-from benchmarks import tables
 from index.alert_rules import AlertSettings, AlertTarget
 from index.factory import open_storage
 from index.protocol import Storage
@@ -258,7 +257,8 @@ def measure(engine: str, kills: int, seed: int, minutes: float = math.inf) -> Re
     """Kill a child `kills` times, or until `minutes` have passed, and return what was found."""
     began = time.monotonic()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # So that a child need not import them.
+    context.set_forkserver_preload(["app.alerts.dispatcher", "app.alerts.webhooks", "index.factory"])
     watcher, receivers = Watcher(seed), Receivers(seed)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vestibule-alerts-")))
@@ -346,6 +346,8 @@ def main() -> None:
     arguments = parser.parse_args()
     result = measure(arguments.engine, arguments.kills, arguments.seed, arguments.minutes)
     print(result)
+    from benchmarks import tables  # it imports torch, which a child must not
+
     tables.merge(RESULTS, [result], ["engine"])
 
 

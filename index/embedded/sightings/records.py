@@ -160,7 +160,7 @@ def expired_collections(db: apsw.Connection, now: float) -> list[int]:
 
 def delete_expired(db: apsw.Connection, collection_id: int, now: float, limit: int) -> list[int]:
     """Delete at most `limit` expired sightings of the collection, and return their ids."""
-    rows = db.execute(
+    rows: list[Row] = db.execute(
         "DELETE FROM sightings WHERE position IN (SELECT position FROM sightings"
         " WHERE collection_id = ? AND expires_at <= ? ORDER BY expires_at LIMIT ?) RETURNING id",
         (collection_id, now, limit),

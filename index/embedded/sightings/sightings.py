@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -132,7 +133,8 @@ def _erase_batch(db: apsw.Connection, collection_id: int, now: float) -> int:
     """Erase at most ERASE_BATCH expired sightings, and return their number."""
     ids = records.delete_expired(db, collection_id, now, ERASE_BATCH)
     if ids:
-        receipt = erasure_records.insert_receipt(db, collection_id, sightings=len(ids), now=now)
+        receipt = Receipt(secrets.token_hex(16), 0, 0, now, None, len(ids))
+        erasure_records.insert_receipt(db, collection_id, receipt, through=0)
         faces = [-number for number in ids]
         audit.record(db, AuditEvent("erase", now, RETENTION, collection_id, (), faces, receipt.token))
     return len(ids)

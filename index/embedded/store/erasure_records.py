@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import apsw
@@ -29,21 +29,43 @@ class Removal:
     face_id: int
 
 
+# The subjects that a subject absorbed, and that those had absorbed before.
+_ABSORBED = """
+WITH RECURSIVE absorbed (id) AS (
+    SELECT id FROM absorbed_subjects WHERE into_id = ?
+    UNION SELECT earlier.id FROM absorbed JOIN absorbed_subjects AS earlier ON earlier.into_id = absorbed.id
+) SELECT id FROM absorbed ORDER BY id
+"""
+
+
 def remove_faces(
-    db: apsw.Connection, collection_id: int, ids: Sequence[int], *, subjects: int, now: float, sightings: int = 0
+    db: apsw.Connection,
+    collection_id: int,
+    ids: Sequence[int],
+    *,
+    subjects: int,
+    now: float,
+    sightings: int = 0,
+    token: str | None = None,
 ) -> Receipt:
-    """Delete these faces of the collection and return the receipt, which counts so many `subjects` and `sightings`."""
+    """Delete these faces of the collection and return the receipt, which counts so many `subjects` and `sightings`.
+
+    `token`: of the receipt; by default a new one.
+    """
     db.execute("DELETE FROM faces WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
     db.executemany("INSERT INTO removals (collection_id, face_id) VALUES (?, ?)", [(collection_id, id_) for id_ in ids])
     return insert_receipt(
-        db, collection_id, subjects=subjects, faces=len(ids), sightings=sightings, through=last_removal(db), now=now
+        db, collection_id, Receipt(token or secrets.token_hex(16), subjects, len(ids), now, None, sightings)
     )
 
 
 def remove_subjects(
     db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float
 ) -> tuple[Receipt, list[int]]:
-    """Delete the subjects with all their faces and sightings, and return the receipt and the ids of the faces."""
+    """Delete the subjects with all their faces and sightings, and return the receipt and the ids of the faces.
+
+    The subjects that they absorbed are removed with them: a restored backup may still have those.
+    """
     faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
     sightings = db.execute(
         "SELECT count(*) FROM sightings WHERE subject_id IN (SELECT value FROM json_each(?))",
@@ -51,8 +73,10 @@ def remove_subjects(
     ).get
     receipt = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now, sightings=sightings)
     for subject_id in subject_ids:
+        absorbed = [row[0] for row in db.execute(_ABSORBED, (subject_id,))]
         db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
-        _insert_removal(db, collection_id, subject_id)
+        for number in (subject_id, *absorbed):
+            _insert_removal(db, collection_id, number)
     return receipt, faces
 
 
@@ -63,13 +87,14 @@ def remove_collection(db: apsw.Connection, collection: Collection, now: float) -
     db.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
     db.execute("DELETE FROM removals WHERE collection_id = ?", (collection.id,))
     _insert_removal(db, collection.id)
-    return insert_receipt(db, collection.id, subjects=subjects, faces=faces, sightings=sightings, now=now)
+    receipt = Receipt(secrets.token_hex(16), subjects, faces, now, None, sightings)
+    return insert_receipt(db, collection.id, receipt, through=0)
 
 
 def remove_sighting(db: apsw.Connection, collection_id: int, sighting_id: int, now: float) -> Receipt:
     """Delete the sighting and return the receipt."""
     db.execute("INSERT INTO removals (collection_id, face_id) VALUES (?, ?)", (collection_id, -sighting_id))
-    return insert_receipt(db, collection_id, sightings=1, now=now)
+    return insert_receipt(db, collection_id, Receipt(secrets.token_hex(16), 0, 0, now, None, 1), through=0)
 
 
 def _insert_removal(db: apsw.Connection, collection_id: int, subject_id: int = 0) -> None:
@@ -79,21 +104,19 @@ def _insert_removal(db: apsw.Connection, collection_id: int, subject_id: int = 0
     )
 
 
-def insert_receipt(
-    db: apsw.Connection,
-    collection_id: int,
-    *,
-    subjects: int = 0,
-    faces: int = 0,
-    sightings: int = 0,
-    through: int = 0,
-    now: float,
-) -> Receipt:
-    """Insert and return a receipt, which the collection's files fulfil once they have the removals up to `through`."""
-    receipt = Receipt(secrets.token_hex(16), subjects, faces, now, None, sightings)
+def insert_receipt(db: apsw.Connection, collection_id: int, receipt: Receipt, *, through: int | None = None) -> Receipt:
+    """Insert the receipt for the removals up to `through`, by default the last one, and return it."""
     db.execute(
         "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
-        (receipt.token, collection_id, subjects, faces, through, now, sightings),
+        (
+            receipt.token,
+            collection_id,
+            receipt.subjects,
+            receipt.faces,
+            last_removal(db) if through is None else through,
+            receipt.requested_at,
+            receipt.sightings,
+        ),
     )
     return receipt
 
@@ -110,6 +133,25 @@ def receipt(db: apsw.Connection, token: str) -> Receipt:
     if row is None:
         raise NotFoundError("there is no such receipt")
     return Receipt(*row)
+
+
+def receipts(db: apsw.Connection, after: str, limit: int) -> list[Receipt]:
+    """Return at most `limit` receipts with tokens greater than `after`, sorted by token."""
+    columns = "token, subjects, faces, requested_at, erased_at, sightings"
+    rows = db.execute(f"SELECT {columns} FROM receipts WHERE token > ? ORDER BY token LIMIT ?", (after, limit))  # noqa: S608
+    return [Receipt(*row) for row in rows]
+
+
+def insert_foreign_receipts(db: apsw.Connection, receipts: Iterable[Receipt]) -> int:
+    """Insert receipts of another gallery, whose data this one never had; return the number of new ones."""
+    return len(
+        list(
+            db.executemany(
+                "INSERT OR IGNORE INTO receipts VALUES (?, 0, ?, ?, 0, ?, ?, ?) RETURNING token",
+                [(it.token, it.subjects, it.faces, it.requested_at, it.erased_at, it.sightings) for it in receipts],
+            )
+        )
+    )
 
 
 def unfinished_receipts(db: apsw.Connection) -> list[tuple[str, int, int]]:

@@ -137,7 +137,7 @@ def test_retention_is_set_for_each_collection(doors: TestClient) -> None:
     kept = datetime.fromisoformat(shown["expires_at"]) - datetime.fromisoformat(shown["ended_at"])
     assert kept == timedelta(hours=1)
     for unknown_s in (59, 367 * 86_400, None, "always"):
-        refused = doors.put(SETTINGS, json={"unknown_s": unknown_s})
+        refused = doors.put(SETTINGS, json={"unknown_s": unknown_s, "known_s": 60})
         assert (refused.status_code, refused.json()["type"]) == (422, f"{PROBLEM}invalid-parameters")
     old = datetime.now(UTC) - timedelta(hours=2)
     refused = doors.post("/sightings", json=body(started_at=old.isoformat(), ended_at=old.isoformat()))

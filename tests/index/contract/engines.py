@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from index.embedded.alerts import alerts as embedded_alerts
+from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
 from index.embedded.query.search import Searches as EmbeddedSearches
@@ -19,6 +20,7 @@ from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembedding
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
 from index.postgres.alerts import alerts as postgres_alerts
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.maintenance import PostgresMaintenance
@@ -31,6 +33,7 @@ from index.protocol import (
     AlertRules,
     Alerts,
     AuditLog,
+    Curation,
     Feedback,
     Gallery,
     Reembeddings,
@@ -52,6 +55,7 @@ class Engine:
     gallery: Gallery
     searches: Searches
     feedback: Feedback
+    curation: Curation
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
@@ -71,6 +75,7 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             gallery,
             EmbeddedSearches(gallery),
             EmbeddedFeedback(gallery),
+            EmbeddedCuration(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
@@ -91,6 +96,7 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             gallery,
             PostgresSearches(gallery),
             PostgresFeedback(gallery),
+            PostgresCuration(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),

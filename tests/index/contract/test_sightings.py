@@ -322,3 +322,19 @@ def test_changes_are_in_the_audit_log_without_names(doors: Engine) -> None:
         ("erase", "k2", (), (-unknown.id,)),
     ]
     assert doors.audit.verify() is None
+
+
+def test_a_merge_moves_sightings_and_its_undo_returns_them(doors: Engine) -> None:
+    for subject in ("p0", "p1", "p2", None):
+        doors.sightings.add("doors", sighting(subject))
+    before = doors.sightings.page("doors")
+    merge = doors.curation.merge("doors", "p0", ["p1", "p2"])
+    added = doors.sightings.add("doors", sighting("p0"))
+    merged = doors.sightings.page("doors")
+    assert tokens(merged) == [*tokens(before), added.token]
+    assert [row.subject.key if row.subject else None for row in merged] == ["p0", "p0", "p0", None, "p0"]
+    doors.curation.undo_merge("doors", merge.token)
+    assert doors.sightings.page("doors") == [*before, added]
+    doors.curation.merge("doors", "p0", ["p1"])
+    assert doors.gallery.remove_subject("doors", "p0").sightings == 3
+    assert doors.sightings.page("doors") == [before[2], before[3]]
