@@ -198,6 +198,23 @@ export async function whileBusy(button, work) {
 }
 
 /**
+ * Run the action of a button and show its error in `place`.
+ * @param {HTMLButtonElement} button
+ * @param {HTMLElement} place
+ * @param {() => Promise<void>} action
+ */
+export function attempt(button, place, action) {
+  return whileBusy(button, async () => {
+    try {
+      await action();
+      replaceContent(place);
+    } catch (error) {
+      replaceContent(place, errorNotice(error));
+    }
+  });
+}
+
+/**
  * Show a confirmation dialog and return whether the user confirmed.
  * @param {{title: string, text: string, action: string}} question
  * @returns {Promise<boolean>}
