@@ -24,9 +24,9 @@ from index.postgres.store.database import Database
 from index.protocol import LEASE_S, Gallery, JobQueue, JobWorker
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import Clock, vectors
-from tests.index.postgres_server import database_url, postgres_server
+from tests.index.postgres_server import database_url, database_urls, postgres_server
 
-__all__ = ["database_url", "postgres_server"]
+__all__ = ["database_url", "database_urls", "postgres_server"]
 
 VECTORS = vectors(12)
 
