@@ -23,6 +23,7 @@ from typing import Any
 from psycopg import sql
 
 from index.postgres import hnsw
+from index.postgres.calibration import calibration_records
 from index.postgres.gallery import GalleryComponent
 from index.postgres.store import face_tables, subject_records
 from index.postgres.store.database import Connection, Row, scalar
@@ -201,7 +202,8 @@ class PostgresSearches(GalleryComponent):
         """See `Searches`."""
         with self.gallery.reading(collection) as (db, current):
             selected = selected_counts(db, current, where) if where else None
-            return SearchScope(current, self.gallery.usage_of(db, current), selected)
+            calibration = calibration_records.in_use(db, current)
+            return SearchScope(current, self.gallery.usage_of(db, current), selected, calibration)
 
     def search(
         self,

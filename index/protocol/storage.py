@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from index.protocol.calibrations import Calibrations
 from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
@@ -51,6 +52,11 @@ class Storage(Protocol):
     @property
     def curation(self) -> Curation:
         """Merges and moves of the gallery's subjects and faces."""
+        ...
+
+    @property
+    def calibrations(self) -> Calibrations:
+        """Calibrations of collections on site."""
         ...
 
     @property

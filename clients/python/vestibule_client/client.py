@@ -157,6 +157,11 @@ class Client:
     reembed = _blocking(gallery_calls.reembed)
     reembedding = _blocking(gallery_calls.reembedding)
     cancel_reembedding = _blocking(gallery_calls.cancel_reembedding)
+    calibrate = _blocking(gallery_calls.calibrate)
+    calibrations = _blocking(gallery_calls.calibrations)
+    calibration = _blocking(gallery_calls.calibration)
+    calibration_in_use = _blocking(gallery_calls.calibration_in_use)
+    use_calibration = _blocking(gallery_calls.use_calibration)
 
 
 class AsyncClient:
@@ -256,6 +261,11 @@ class AsyncClient:
     reembed = _awaitable(gallery_calls.reembed)
     reembedding = _awaitable(gallery_calls.reembedding)
     cancel_reembedding = _awaitable(gallery_calls.cancel_reembedding)
+    calibrate = _awaitable(gallery_calls.calibrate)
+    calibrations = _awaitable(gallery_calls.calibrations)
+    calibration = _awaitable(gallery_calls.calibration)
+    calibration_in_use = _awaitable(gallery_calls.calibration_in_use)
+    use_calibration = _awaitable(gallery_calls.use_calibration)
 
 
 def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:

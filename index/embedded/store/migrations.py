@@ -344,6 +344,20 @@ STEPS: tuple[str, ...] = (
         PRIMARY KEY (export, part)
     ) STRICT, WITHOUT ROWID;
     """,
+    # Calibrations of collections, fitted on site; at most one of a collection is in use.
+    """
+    CREATE TABLE calibrations (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        collection_id INTEGER NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+        token TEXT NOT NULL UNIQUE,
+        version INTEGER NOT NULL,
+        fingerprint TEXT NOT NULL,
+        data TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        in_use INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (collection_id, version)
+    ) STRICT;
+    """,
 )
 
 

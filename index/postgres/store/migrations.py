@@ -217,10 +217,26 @@ _IMPORTS = """
     );
 """
 
+# Calibrations of collections, fitted on site; at most one of a collection is in use.
+_CALIBRATIONS = """
+    CREATE TABLE calibrations (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
+        token text NOT NULL UNIQUE,
+        version bigint NOT NULL,
+        fingerprint text NOT NULL,
+        data text NOT NULL,
+        created_at double precision NOT NULL,
+        in_use boolean NOT NULL DEFAULT false,
+        UNIQUE (collection_id, version)
+    );
+"""
+
 STEPS: tuple[str, ...] = (
     _TABLES + scrub_schema.FUNCTIONS + "".join(map(scrub_schema.set_up, ("subjects", "rejections", "job_items"))),
     _MERGES + scrub_schema.set_up("absorbed_subjects"),
     _IMPORTS,
+    _CALIBRATIONS,
 )
 
 

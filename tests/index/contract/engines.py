@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from index.embedded.calibration.calibrations import Calibrations as EmbeddedCalibrations
 from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
@@ -17,13 +18,14 @@ from index.embedded.query.search import Searches as EmbeddedSearches
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
+from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
 from index.postgres.store.database import Database
-from index.protocol import Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
+from index.protocol import Calibrations, Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
 from tests.index.people import Clock, maintain
 
 
@@ -36,6 +38,7 @@ class Engine:
     searches: Searches
     feedback: Feedback
     curation: Curation
+    calibrations: Calibrations
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
@@ -50,6 +53,7 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             EmbeddedSearches(gallery),
             EmbeddedFeedback(gallery),
             EmbeddedCuration(gallery),
+            EmbeddedCalibrations(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
@@ -65,6 +69,7 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             PostgresSearches(gallery),
             PostgresFeedback(gallery),
             PostgresCuration(gallery),
+            PostgresCalibrations(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
