@@ -9,6 +9,7 @@ from pathlib import Path
 
 from index.embedded.admin import verify
 from index.embedded.audit.id_normalisation import count_clashes
+from index.embedded.calibration.calibrations import Calibrations
 from index.embedded.curation.curation import Curation
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
@@ -37,6 +38,7 @@ class EmbeddedStorage:
         self.feedback = Feedback(self.gallery)
         self.curation = Curation(self.gallery)
         self.sightings = Sightings(self.gallery)
+        self.calibrations = Calibrations(self.gallery)
         self.jobs = JobQueue(self.gallery)
         self.job_worker = BulkEnrolmentWorker(self.gallery)
         self.reembeddings = Reembeddings(self.gallery)

@@ -9,6 +9,7 @@ from psycopg import sql
 from index.engine.repeater import Repeater
 from index.errors import GalleryError
 from index.postgres import verify
+from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
@@ -48,6 +49,7 @@ class PostgresStorage:
         self.feedback = PostgresFeedback(self.gallery)
         self.curation = PostgresCuration(self.gallery)
         self.sightings = PostgresSightings(self.gallery)
+        self.calibrations = PostgresCalibrations(self.gallery)
         self.jobs = PostgresJobQueue(self.gallery)
         self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)

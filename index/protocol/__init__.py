@@ -3,6 +3,7 @@
 `index.factory.open_storage` opens a `Storage`, whose attributes are the other interfaces.
 """
 
+from index.protocol.calibrations import Calibrations
 from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
 from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
@@ -19,6 +20,7 @@ __all__ = [
     "LEASE_S",
     "UNDO_S",
     "AuditLog",
+    "Calibrations",
     "ChangingMethod",
     "Curation",
     "Feedback",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from index.protocol.calibrations import Calibrations
 from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
@@ -57,6 +58,11 @@ class Storage(Protocol):
     @property
     def sightings(self) -> Sightings:
         """The sightings of the gallery's collections."""
+        ...
+
+    @property
+    def calibrations(self) -> Calibrations:
+        """Calibrations of collections on site."""
         ...
 
     @property

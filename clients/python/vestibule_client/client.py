@@ -164,6 +164,11 @@ class Client:
     erase_sighting = _blocking(sighting_calls.erase_sighting)
     sighting_settings = _blocking(sighting_calls.sighting_settings)
     put_sighting_settings = _blocking(sighting_calls.put_sighting_settings)
+    calibrate = _blocking(gallery_calls.calibrate)
+    calibrations = _blocking(gallery_calls.calibrations)
+    calibration = _blocking(gallery_calls.calibration)
+    calibration_in_use = _blocking(gallery_calls.calibration_in_use)
+    use_calibration = _blocking(gallery_calls.use_calibration)
 
 
 class AsyncClient:
@@ -270,6 +275,11 @@ class AsyncClient:
     erase_sighting = _awaitable(sighting_calls.erase_sighting)
     sighting_settings = _awaitable(sighting_calls.sighting_settings)
     put_sighting_settings = _awaitable(sighting_calls.put_sighting_settings)
+    calibrate = _awaitable(gallery_calls.calibrate)
+    calibrations = _awaitable(gallery_calls.calibrations)
+    calibration = _awaitable(gallery_calls.calibration)
+    calibration_in_use = _awaitable(gallery_calls.calibration_in_use)
+    use_calibration = _awaitable(gallery_calls.use_calibration)
 
 
 def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:

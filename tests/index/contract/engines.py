@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from index.embedded.calibration.calibrations import Calibrations as EmbeddedCalibrations
 from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
@@ -18,6 +19,7 @@ from index.embedded.sightings.sightings import Sightings as EmbeddedSightings
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
+from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
@@ -26,7 +28,17 @@ from index.postgres.reembedding import PostgresReembeddings, PostgresReembedding
 from index.postgres.search import PostgresSearches
 from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store.database import Database
-from index.protocol import AuditLog, Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches, Sightings
+from index.protocol import (
+    AuditLog,
+    Calibrations,
+    Curation,
+    Feedback,
+    Gallery,
+    Reembeddings,
+    ReembeddingWorker,
+    Searches,
+    Sightings,
+)
 from tests.index.people import Clock, maintain
 
 
@@ -42,6 +54,7 @@ class Engine:
     searches: Searches
     feedback: Feedback
     curation: Curation
+    calibrations: Calibrations
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
@@ -59,6 +72,7 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             EmbeddedSearches(gallery),
             EmbeddedFeedback(gallery),
             EmbeddedCuration(gallery),
+            EmbeddedCalibrations(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
@@ -77,6 +91,7 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             PostgresSearches(gallery),
             PostgresFeedback(gallery),
             PostgresCuration(gallery),
+            PostgresCalibrations(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
