@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
 from index.protocol.calibrations import Calibrations
 from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
@@ -38,6 +39,21 @@ class Storage(Protocol):
     @property
     def gallery(self) -> Gallery:
         """Collections, subjects, faces and receipts."""
+        ...
+
+    @property
+    def alert_rules(self) -> AlertRules:
+        """The rules of alerts."""
+        ...
+
+    @property
+    def alerts(self) -> Alerts:
+        """The alerts that the rules caused."""
+        ...
+
+    @property
+    def alert_outbox(self) -> AlertOutbox:
+        """The pending deliveries of alerts, for this process."""
         ...
 
     @property
