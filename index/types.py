@@ -192,6 +192,45 @@ class Rejection:
     id: int
 
 
+@dataclass(frozen=True)
+class Merge:
+    """A merge of subjects, by the keys of the subject that was kept and of those that it absorbed.
+
+    `faces`: the number of faces that changed their subject. Until `undo_until` the merge can be undone; `undone_at`:
+    when it was.
+    """
+
+    id: int
+    token: str
+    subject: str
+    absorbed: tuple[str, ...]
+    faces: int
+    created_at: float
+    undo_until: float
+    undone_at: float | None = None
+
+
+@dataclass(frozen=True)
+class MovedFaces:
+    """The result of moving faces to `subject`: the tokens of those that were another subject's before.
+
+    `withdrawn`: the receipt for the subject's rejected faces that are the moved faces; None where there were none.
+    """
+
+    subject: CountedSubject
+    faces: tuple[str, ...]
+    withdrawn: Receipt | None = None
+
+
+@dataclass(frozen=True)
+class SubjectVectors:
+    """A subject, and the tokens and vectors [N, D] of some of its faces, in the order of their ids."""
+
+    subject: Subject
+    faces: tuple[str, ...]
+    vectors: Floats
+
+
 ReembeddingState = Literal["queued", "running", "blocked"]
 
 

@@ -18,7 +18,6 @@ from typing import Any
 from psycopg import errors as sql_errors
 
 from index.audit_chain import AuditEvent
-from index.errors import InvalidError
 from index.postgres import hnsw
 from index.postgres.audit import AuditLog
 from index.postgres.store import (
@@ -94,10 +93,9 @@ class PostgresGallery:
         **settings: Any,
     ) -> Collection:
         """See `Gallery`."""
-        if encrypted:
-            raise InvalidError("encrypted collections are not supported with a database yet; use the embedded gallery")
         now = self.database.now(db)
-        inserted = collection_records.insert(db, Collection(0, name, embedder, fingerprint, dimensions, settings, now))
+        collection = Collection(0, name, embedder, fingerprint, dimensions, settings, now, encrypted=encrypted)
+        inserted = collection_records.insert(db, collection)
         audit_records.record(db, AuditEvent("create_collection", now, actor, inserted.id))
         return inserted
 

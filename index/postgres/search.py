@@ -74,6 +74,7 @@ ORDER BY subjects.distance, subjects.id
 """
 _REJECTED = (
     "EXISTS (SELECT FROM rejections WHERE rejections.subject_id = candidates.subject_id"
+    " AND rejections.suspended_by IS NULL"
     " AND rejections.vector <#> %(query)s::vector <= candidates.distance + %(rounding)s)"
 )
 _SELECTED = "SELECT DISTINCT subject_id FROM subject_values AS it WHERE {values} AND {others}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from psycopg import sql
 
 from index.errors import GalleryError
+from index.postgres import verify
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
@@ -16,6 +18,7 @@ from index.postgres.reembedding import PostgresReembeddings, PostgresReembedding
 from index.postgres.search import PostgresSearches
 from index.postgres.store import wal_files
 from index.postgres.store.database import Database, scalar
+from index.postgres.transfer.loading import PostgresTransfer
 
 CHECK_S = 5.0  # seconds between two checks of the database
 
@@ -38,11 +41,13 @@ class PostgresStorage:
         self.gallery = PostgresGallery(database)
         self.searches = PostgresSearches(self.gallery)
         self.feedback = PostgresFeedback(self.gallery)
+        self.curation = PostgresCuration(self.gallery)
         self.jobs = PostgresJobQueue(self.gallery)
         self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)
         self.reembedding_worker = PostgresReembeddingWorker(self.gallery)
         self.maintenance = PostgresMaintenance(self.gallery, standbys)
+        self.transfer = PostgresTransfer(self.gallery)
         self._problems: list[str] = []
         self._closed = threading.Event()
         self._checks = threading.Thread(target=self._check_repeatedly, name="database-check", daemon=True)
@@ -54,6 +59,15 @@ class PostgresStorage:
     ) -> PostgresStorage:
         """Open the database at this address, and create or migrate its schema. `clock`: for tests."""
         return cls(Database(url, clock), standbys)
+
+    def stored_bytes(self) -> int:
+        """Return the size of the database with its indexes."""
+        with self._database.snapshot() as db:
+            return int(scalar(db, sql.SQL("SELECT pg_database_size(current_database())")))
+
+    def find_faults(self) -> Iterator[str]:
+        """See `index.postgres.verify`."""
+        return verify.find_faults(self.gallery, self.transfer)
 
     def warnings(self) -> list[str]:
         """Return warnings about an asynchronous standby, and about what prevents erasures from being finished."""

@@ -3,20 +3,26 @@
 `index.factory.open_storage` opens a `Storage`, whose attributes are the other interfaces.
 """
 
-from index.protocol.changes import ChangingMethod, PlannedChange, changes
+from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
+from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.protocol.service_state import AuditLog, KeyStore, Quota, Quotas, Reloads, ServiceState
 from index.protocol.storage import Maintenance, Storage
+from index.protocol.transfer import GallerySnapshot, Transfer
 
 __all__ = [
     "FIRST",
+    "IDEMPOTENCY_S",
     "LEASE_S",
+    "UNDO_S",
     "AuditLog",
     "ChangingMethod",
+    "Curation",
     "Feedback",
     "Gallery",
+    "GallerySnapshot",
     "JobQueue",
     "JobWorker",
     "KeyStore",
@@ -30,5 +36,6 @@ __all__ = [
     "Searches",
     "ServiceState",
     "Storage",
+    "Transfer",
     "changes",
 ]

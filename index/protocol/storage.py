@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
+from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
 from index.protocol.reembedding import Reembeddings, ReembeddingWorker
+from index.protocol.transfer import Transfer
 
 
 class Maintenance(Protocol):
@@ -46,6 +49,11 @@ class Storage(Protocol):
         ...
 
     @property
+    def curation(self) -> Curation:
+        """Merges and moves of the gallery's subjects and faces."""
+        ...
+
+    @property
     def jobs(self) -> JobQueue:
         """The queue of bulk jobs."""
         ...
@@ -68,6 +76,19 @@ class Storage(Protocol):
     @property
     def maintenance(self) -> Maintenance:
         """The maintenance."""
+        ...
+
+    @property
+    def transfer(self) -> Transfer:
+        """Exports and imports of the whole gallery."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Return the size of what the storage has on the disk, without indexes that it can rebuild."""
+        ...
+
+    def find_faults(self) -> Iterator[str]:
+        """Check everything for damage, and yield a message for each fault as soon as it is found."""
         ...
 
     def warnings(self) -> list[str]:

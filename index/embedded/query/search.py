@@ -132,7 +132,8 @@ def _rejected_subjects(
     """Return the ids of the matched subjects that feedback rules out for the face [D]."""
     similarities = {match.subject.id: match.similarity for match in matches}
     rows: list[Row] = db.execute(
-        "SELECT -id, subject_id, data FROM rejections WHERE subject_id IN (SELECT value FROM json_each(?))",
+        "SELECT -id, subject_id, data FROM rejections"
+        " WHERE suspended_by IS NULL AND subject_id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(similarities)),),
     ).fetchall()
     if not rows:

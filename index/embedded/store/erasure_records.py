@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import apsw
@@ -26,22 +26,47 @@ class Removal:
     face_id: int
 
 
-def remove_faces(db: apsw.Connection, collection_id: int, ids: Sequence[int], *, subjects: int, now: float) -> Receipt:
-    """Delete these faces of the collection and return the receipt, which counts `subjects` subjects."""
+# The subjects that a subject absorbed, and that those had absorbed before.
+_ABSORBED = """
+WITH RECURSIVE absorbed (id) AS (
+    SELECT id FROM absorbed_subjects WHERE into_id = ?
+    UNION SELECT earlier.id FROM absorbed JOIN absorbed_subjects AS earlier ON earlier.into_id = absorbed.id
+) SELECT id FROM absorbed ORDER BY id
+"""
+
+
+def remove_faces(
+    db: apsw.Connection,
+    collection_id: int,
+    ids: Sequence[int],
+    *,
+    subjects: int,
+    now: float,
+    token: str | None = None,
+) -> Receipt:
+    """Delete these faces of the collection and return the receipt, which counts `subjects` subjects.
+
+    `token`: of the receipt; by default a new one.
+    """
     db.execute("DELETE FROM faces WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
     db.executemany("INSERT INTO removals (collection_id, face_id) VALUES (?, ?)", [(collection_id, id_) for id_ in ids])
-    return _insert_receipt(db, collection_id, subjects, len(ids), last_removal(db), now)
+    return _insert_receipt(db, collection_id, Receipt(token or secrets.token_hex(16), subjects, len(ids), now, None))
 
 
 def remove_subjects(
     db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float
 ) -> tuple[Receipt, list[int]]:
-    """Delete the subjects and all their faces, and return the receipt and the ids of the faces."""
+    """Delete the subjects and all their faces, and return the receipt and the ids of the faces.
+
+    The subjects that they absorbed are removed with them: a restored backup may still have those.
+    """
     faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
     receipt = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now)
     for subject_id in subject_ids:
+        absorbed = [row[0] for row in db.execute(_ABSORBED, (subject_id,))]
         db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
-        _insert_removal(db, collection_id, subject_id)
+        for number in (subject_id, *absorbed):
+            _insert_removal(db, collection_id, number)
     return receipt, faces
 
 
@@ -51,7 +76,8 @@ def remove_collection(db: apsw.Connection, collection: Collection, now: float) -
     db.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
     db.execute("DELETE FROM removals WHERE collection_id = ?", (collection.id,))
     _insert_removal(db, collection.id)
-    return _insert_receipt(db, collection.id, subjects, faces, 0, now)
+    receipt = Receipt(secrets.token_hex(16), subjects, faces, now, None)
+    return _insert_receipt(db, collection.id, receipt, through=0)
 
 
 def _insert_removal(db: apsw.Connection, collection_id: int, subject_id: int = 0) -> None:
@@ -62,12 +88,19 @@ def _insert_removal(db: apsw.Connection, collection_id: int, subject_id: int = 0
 
 
 def _insert_receipt(
-    db: apsw.Connection, collection_id: int, subjects: int, faces: int, through: int, now: float
+    db: apsw.Connection, collection_id: int, receipt: Receipt, *, through: int | None = None
 ) -> Receipt:
-    receipt = Receipt(secrets.token_hex(16), subjects, faces, now, None)
+    """Insert the receipt for the removals up to `through`, by default the last one, and return it."""
     db.execute(
         "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, NULL)",
-        (receipt.token, collection_id, subjects, faces, through, now),
+        (
+            receipt.token,
+            collection_id,
+            receipt.subjects,
+            receipt.faces,
+            last_removal(db) if through is None else through,
+            receipt.requested_at,
+        ),
     )
     return receipt
 
@@ -84,6 +117,25 @@ def receipt(db: apsw.Connection, token: str) -> Receipt:
     if row is None:
         raise NotFoundError("there is no such receipt")
     return Receipt(*row)
+
+
+def receipts(db: apsw.Connection, after: str, limit: int) -> list[Receipt]:
+    """Return at most `limit` receipts with tokens greater than `after`, sorted by token."""
+    columns = "token, subjects, faces, requested_at, erased_at"
+    rows = db.execute(f"SELECT {columns} FROM receipts WHERE token > ? ORDER BY token LIMIT ?", (after, limit))  # noqa: S608
+    return [Receipt(*row) for row in rows]
+
+
+def insert_foreign_receipts(db: apsw.Connection, receipts: Iterable[Receipt]) -> int:
+    """Insert receipts of another gallery, whose data this one never had; return the number of new ones."""
+    return len(
+        list(
+            db.executemany(
+                "INSERT OR IGNORE INTO receipts VALUES (?, 0, ?, ?, 0, ?, ?) RETURNING token",
+                [(it.token, it.subjects, it.faces, it.requested_at, it.erased_at) for it in receipts],
+            )
+        )
+    )
 
 
 def unfinished_receipts(db: apsw.Connection) -> list[tuple[str, int, int]]:

@@ -11,7 +11,8 @@ import apsw
 
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store.ledger import Row
-from index.errors import CorruptError, NotFoundError
+from index.errors import ConflictError, CorruptError, NotFoundError
+from index.records import FaceRecord, SubjectRecord
 from index.types import CountedSubject, Subject
 from index.validation import check_subject, normalised, normalised_metadata, read_object
 
@@ -67,15 +68,19 @@ def ids_of_key(db: apsw.Connection, collection_id: int, key: str) -> list[int]:
     """Return the ids of the subjects with this key in Unicode form C; several where a key could not be normalised.
 
     Raises:
-        NotFoundError: no subject has this key.
+        NotFoundError: no subject has this key. ConflictError: no subject has it now, and one that was absorbed in a
+            merge gets it back if the merge is undone.
     """
+    stored = collection_id, cipher_of(db, collection_id).lookup(normalised(key))
     rows = db.execute(
         "SELECT id FROM subjects WHERE collection_id = ?1 AND key = ?2"
         " UNION SELECT subject_id FROM clashes WHERE collection_id = ?1 AND key = ?2",
-        (collection_id, cipher_of(db, collection_id).lookup(normalised(key))),
+        stored,
     )
     ids = [row[0] for row in rows]
     if not ids:
+        if db.execute("SELECT 1 FROM absorbed_subjects WHERE collection_id = ? AND key = ?", stored).get is not None:
+            raise ConflictError(f"{key!r} was merged into another subject: erase that one, or undo the merge first")
         raise NotFoundError(f"there is no subject {key!r}")
     return ids
 
@@ -172,6 +177,66 @@ def upsert(
     if cipher.encrypted:
         encrypt(db, cipher, [(number, key, name, json.dumps(metadata))])
     return find(db, collection_id, key)
+
+
+def read_records(db: apsw.Connection, collection_id: int, after: int, limit: int, now: float) -> list[SubjectRecord]:
+    """Return at most `limit` subjects with ids above `after`, ascending, without those that have expired at `now`."""
+    cipher = cipher_of(db, collection_id)
+    rows = db.execute(
+        f"SELECT {COLUMNS} FROM subjects WHERE collection_id = ? AND id > ?"  # noqa: S608  of constants
+        " AND (expires_at IS NULL OR expires_at > ?) ORDER BY id LIMIT ?",
+        (collection_id, after, now, limit),
+    )
+    return [
+        SubjectRecord(number, *decrypt(cipher, number, *stored), created_at, expires_at)
+        for number, *stored, created_at, expires_at in rows
+    ]
+
+
+def existing(db: apsw.Connection, collection_id: int, keys: Iterable[str]) -> dict[str, int]:
+    """Return the ids of those of the subjects that exist, by the given keys; see `stored_key`."""
+    cipher = cipher_of(db, collection_id)
+    lookups = {key: cipher.lookup(stored_key(db, cipher, collection_id, key)) for key in keys}
+    rows = db.execute(
+        "SELECT key, id FROM subjects WHERE collection_id = ? AND key IN (SELECT value FROM json_each(?))",
+        (collection_id, json.dumps(list(lookups.values()))),
+    )
+    ids: dict[str, int] = dict(rows)
+    return {key: ids[lookup] for key, lookup in lookups.items() if lookup in ids}
+
+
+def insert_missing(
+    db: apsw.Connection, collection_id: int, records: Mapping[str, FaceRecord | SubjectRecord]
+) -> dict[str, int]:
+    """Insert the subjects that do not exist, and return the ids of all by their keys.
+
+    `records`: by the stored key of each subject, its properties, or a face with them.
+    """
+    cipher = cipher_of(db, collection_id)
+    key_of = {cipher.lookup(key): key for key in records}
+    db.executemany(
+        "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        [
+            (
+                collection_id,
+                lookup,
+                *((None, "{}") if cipher.encrypted else (records[key].name, records[key].metadata)),
+                records[key].created_at,
+                records[key].expires_at,
+            )
+            for lookup, key in key_of.items()
+        ],
+    )
+    rows: list[Row] = db.execute(
+        "SELECT key, id, sealed IS NULL FROM subjects"
+        " WHERE collection_id = ? AND key IN (SELECT value FROM json_each(?))",
+        (collection_id, json.dumps(list(key_of))),
+    ).fetchall()
+    if cipher.encrypted:
+        new = [(number, key_of[lookup]) for lookup, number, is_new in rows if is_new]
+        encrypt(db, cipher, [(n, key, records[key].name, records[key].metadata) for n, key in new])
+    return {key_of[lookup]: number for lookup, number, _ in rows}
 
 
 def expired(db: apsw.Connection, now: float, limit: int) -> list[tuple[int, int]]:

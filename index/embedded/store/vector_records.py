@@ -6,6 +6,7 @@ The vectors are those of faces, and those of feedback: faces that were reported 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
+from index.embedded.store import subject_records
 from index.embedded.store.ledger import Row
+from index.records import RejectionRecord
 from index.types import Collection, Floats, Ints
 from index.validation import unit_vectors
 
@@ -28,6 +31,15 @@ class FaceVectors:
     faces: Ints
     subjects: Ints
     vectors: Floats
+
+
+@dataclass(frozen=True)
+class Reassignments:
+    """Faces whose subject changed: their ids [N] and the ids of their subjects now [N]. `through`: the last change."""
+
+    faces: Ints
+    subjects: Ints
+    through: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,27 @@ def decoded(db: apsw.Connection, collection: Collection, rows: Sequence[Row]) ->
     return FaceVectors(ids[:, 0], ids[:, 1], np.frombuffer(data, "<f4").reshape(len(rows), collection.dimensions))
 
 
+def reassign(db: apsw.Connection, collection_id: int, faces: Sequence[int], subject_id: int) -> None:
+    """Make these faces of the collection those of another subject of it."""
+    values = json.dumps(faces)
+    db.execute("UPDATE faces SET subject_id = ? WHERE id IN (SELECT value FROM json_each(?))", (subject_id, values))
+    db.execute(
+        "INSERT OR REPLACE INTO reassignments (collection_id, face_id) SELECT ?, value FROM json_each(?)",
+        (collection_id, values),
+    )
+
+
+def reassignments(db: apsw.Connection, collection_id: int, after: int = 0) -> Reassignments:
+    """Return the faces whose subject was changed since the change `after`."""
+    rows: list[Row] = db.execute(
+        "SELECT face_id, subject_id, seq FROM reassignments JOIN faces ON faces.id = face_id"
+        " WHERE reassignments.collection_id = ? AND seq > ? ORDER BY seq",
+        (collection_id, after),
+    ).fetchall()
+    ids = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
+    return Reassignments(ids[:, 0], ids[:, 1], rows[-1][2] if rows else after)
+
+
 def has_more(db: apsw.Connection, collection_id: int, after: int, count: int) -> bool:
     """Return whether at least `count` faces have ids greater than `after`; reads no vector."""
     statement = "SELECT 1 FROM faces WHERE collection_id = ? AND id > ? ORDER BY id LIMIT 1 OFFSET ?"
@@ -96,6 +129,16 @@ def of_subjects(db: apsw.Connection, collection: Collection, ids: Iterable[int])
         (json.dumps(list(ids)),),
     ).fetchall()
     return decoded(db, collection, rows), [row[3] for row in rows]
+
+
+def of_faces(db: apsw.Connection, collection: Collection, ids: Iterable[int]) -> FaceVectors:
+    """Return the vectors of those of these faces that exist, ascending."""
+    rows: list[Row] = db.execute(
+        "SELECT faces.id, subject_id, data FROM faces JOIN vectors ON face_id = faces.id"
+        " WHERE faces.id IN (SELECT value FROM json_each(?)) ORDER BY faces.id",
+        (json.dumps(list(ids)),),
+    ).fetchall()
+    return decoded(db, collection, rows)
 
 
 def replace(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:
@@ -130,6 +173,52 @@ def read_rejected(db: apsw.Connection, collection: Collection, after: int, limit
         (collection.id, after, size, limit),
     ).fetchall()
     return decoded(db, collection, rows)
+
+
+def new_rejection_ids(count: int) -> list[int]:
+    """Return random ids for new rejected faces, ascending: a random id is never given again after an erasure."""
+    return sorted(secrets.randbelow(2**62) + 1 for _ in range(count))
+
+
+def insert_rejected(db: apsw.Connection, collection_id: int, rows: Iterable[tuple[int, RejectionRecord]]) -> None:
+    """Insert rejected faces under their ids; each row is the id of the subject and the face."""
+    cipher = cipher_of(db, collection_id)
+    db.executemany(
+        "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (
+                face.id,
+                subject_id,
+                face.token,
+                face.created_at,
+                cipher.encrypt(face.vector, "vector", -face.id),
+                None if face.crop is None else cipher.encrypt(face.crop, "crop", -face.id),
+            )
+            for subject_id, face in rows
+        ],
+    )
+
+
+def rejection_records(
+    db: apsw.Connection, collection_id: int, after: int, limit: int, now: float
+) -> list[RejectionRecord]:
+    """Return at most `limit` rejected faces with ids above `after`, without those of subjects expired at `now`."""
+    cipher = cipher_of(db, collection_id)
+    rows = db.execute(
+        f"SELECT {subject_records.COLUMNS}, rejections.id, token, rejections.created_at, data, crop"  # noqa: S608
+        " FROM rejections JOIN subjects ON subjects.id = subject_id WHERE collection_id = ? AND rejections.id > ?"
+        " AND (expires_at IS NULL OR expires_at > ?) ORDER BY rejections.id LIMIT ?",
+        (collection_id, after, now, limit),
+    )
+    return [_rejection_record(cipher, row) for row in rows]
+
+
+def _rejection_record(cipher: Cipher, row: Row) -> RejectionRecord:
+    subject_id, *stored, _, _, number, token, created_at, data, crop = row
+    key, _, _ = subject_records.decrypt(cipher, subject_id, *stored)
+    vector = cipher.decrypt(data, "vector", -number)
+    plain_crop = None if crop is None else cipher.decrypt(crop, "crop", -number)
+    return RejectionRecord(number, key, token, created_at, vector, plain_crop)
 
 
 def replace_rejected(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:

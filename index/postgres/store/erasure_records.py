@@ -39,7 +39,7 @@ def remove_rejections(db: Connection, ids: Sequence[int]) -> None:
 def remove_subjects(
     db: Connection, collection: Collection, subject_ids: Sequence[int], now: float
 ) -> tuple[Receipt, list[int]]:
-    """Erase the subjects with all their faces, feedback and pending items of jobs.
+    """Erase the subjects with all their faces, feedback, merges and pending items of jobs.
 
     Return the receipt and the ids of the faces. Lock the subjects first.
     """
@@ -48,9 +48,26 @@ def remove_subjects(
     receipt = remove_faces(db, collection, faces, subjects=len(subject_ids), now=now)
     rejected = db.execute("SELECT id FROM rejections WHERE subject_id = ANY(%s)", (list(subject_ids),)).fetchall()
     remove_rejections(db, [row[0] for row in rejected])
+    _remove_merges(db, subject_ids)
     deleted = db.execute("DELETE FROM subjects WHERE id = ANY(%s)", (list(subject_ids),)).rowcount
     collection_records.add_counts(db, collection.id, subjects=-deleted)
     return receipt, faces
+
+
+# The subjects themselves, those that they absorbed, and those that these had absorbed before.
+_INVOLVED = """
+WITH RECURSIVE involved (id) AS (
+    SELECT unnest(%s::bigint[]) UNION SELECT absorbed_subjects.id FROM involved
+    JOIN merges ON merges.subject_id = involved.id JOIN absorbed_subjects ON merge_id = merges.id
+) SELECT id FROM involved
+"""
+
+
+def _remove_merges(db: Connection, subject_ids: Sequence[int]) -> None:
+    """Erase what is kept to undo merges into these subjects."""
+    ids = [row[0] for row in db.execute(_INVOLVED, (list(subject_ids),))]
+    db.execute("DELETE FROM absorbed_subjects WHERE id = ANY(%s)", (ids,))
+    db.execute("DELETE FROM merges WHERE subject_id = ANY(%s)", (ids,))
 
 
 def remove_collection(db: Connection, collection: Collection, now: float) -> Receipt:
@@ -89,6 +106,23 @@ def receipt(db: Connection, token: str) -> Receipt:
     if row is None:
         raise NotFoundError("there is no such receipt")
     return Receipt(*row)
+
+
+def receipts(db: Connection, after: str, limit: int) -> list[Receipt]:
+    """Return at most `limit` receipts with tokens greater than `after`, sorted by token."""
+    statement = "SELECT token, subjects, faces, requested_at, erased_at FROM receipts WHERE token > %s"
+    return [Receipt(*row) for row in db.execute(statement + " ORDER BY token LIMIT %s", (after, limit))]
+
+
+def insert_foreign_receipts(db: Connection, receipts: Sequence[Receipt]) -> int:
+    """Insert receipts of another gallery, whose data this one never had; return the number of new ones."""
+    cursor = db.cursor()
+    cursor.executemany(
+        "INSERT INTO receipts (token, collection_id, subjects, faces, requested_at, erased_at)"
+        " VALUES (%s, 0, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        [(it.token, it.subjects, it.faces, it.requested_at, it.erased_at) for it in receipts],
+    )
+    return cursor.rowcount
 
 
 def overwritten_receipts(db: Connection) -> list[str]:

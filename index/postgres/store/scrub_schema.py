@@ -38,6 +38,14 @@ _TABLES = {
         "vector = NULL, seal = NULL, crop = NULL, reembedded = NULL",
         ("id, collection_id, subject_id, token, created_at", "-%(number)s, 0, id, %(number)s::text, 0 FROM subjects"),
     ),
+    "absorbed_subjects": ErasableTable(
+        ("seal", "sealed"),
+        "seal = '', sealed = ''",
+        (
+            "id, collection_id, merge_id, lookup, seal, sealed, created_at",
+            "-%(number)s, id, 0, '', '', '', 0 FROM collections",
+        ),
+    ),
     "job_items": ErasableTable(
         ("result", "seal", "sealed"),
         "result = NULL, seal = NULL, sealed = NULL",

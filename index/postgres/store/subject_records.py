@@ -8,10 +8,11 @@ from typing import Any
 
 from psycopg import sql
 
-from index.errors import NotFoundError
+from index.errors import ConflictError, NotFoundError
 from index.postgres.store import collection_records, face_tables
 from index.postgres.store.database import Connection, Row
 from index.postgres.store.sealing import seal, unseal
+from index.records import FaceRecord, SubjectRecord
 from index.types import CountedSubject, Subject
 from index.validation import check_subject, normalised, normalised_metadata, read_object
 
@@ -26,9 +27,18 @@ def read(row: Row) -> Subject:
     Raises:
         CorruptError: the row is damaged.
     """
-    number, key_of_seal, sealed, created_at, expires_at = row
-    key, name, metadata = json.loads(unseal(key_of_seal, sealed))
+    number, key, name, metadata, created_at, expires_at = unsealed(row)
     return Subject(number, key, name, read_object(metadata), created_at, expires_at)
+
+
+def unsealed(row: Row) -> Row:
+    """Return id, key, name, metadata (JSON), time of creation and of expiry from a row of COLUMNS.
+
+    Raises:
+        CorruptError: the row is damaged.
+    """
+    number, key_of_seal, sealed, created_at, expires_at = row
+    return number, *json.loads(unseal(key_of_seal, sealed)), created_at, expires_at
 
 
 def _sealed(key: str, name: str | None, metadata: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -102,13 +112,74 @@ def upsert(
         collection_records.add_counts(db, collection_id, subjects=1)
     else:
         db.execute("DELETE FROM subject_values WHERE subject_id = %s", (number,))
+    insert_values(db, collection_id, {number: metadata})
+    return Subject(number, key, name, dict(metadata), created_at, expires_at)
+
+
+def insert_values(db: Connection, collection_id: int, metadata: Mapping[int, Mapping[str, Any]]) -> None:
+    """Insert the values of subjects' metadata, by the subjects' ids, by which filters find them."""
     values = {
         (collection_id, db.lookups.value(collection_id, field, value), number)
-        for field, value in metadata.items()
+        for number, fields in metadata.items()
+        for field, value in fields.items()
         if isinstance(value, str | float | int)
     }
     db.cursor().executemany("INSERT INTO subject_values VALUES (%s, %s, %s)", sorted(values))
-    return Subject(number, key, name, dict(metadata), created_at, expires_at)
+
+
+def by_id(db: Connection, ids: Iterable[int]) -> dict[int, Subject]:
+    """Return those of these subjects that exist, by id."""
+    rows = db.execute(f"SELECT {COLUMNS} FROM subjects WHERE id = ANY(%s) ORDER BY id", (list(ids),))  # noqa: S608
+    return {row[0]: read(row) for row in rows}
+
+
+def read_records(db: Connection, collection_id: int, after: int, limit: int, now: float) -> list[SubjectRecord]:
+    """Return at most `limit` subjects with ids above `after`, ascending, without those that have expired at `now`."""
+    rows = db.execute(
+        f"SELECT {COLUMNS} FROM subjects WHERE collection_id = %s AND id > %s AND {_LIVE} ORDER BY id LIMIT %s",  # noqa: S608
+        (collection_id, after, now, limit),
+    )
+    return [SubjectRecord(*unsealed(row)) for row in rows]
+
+
+def existing(db: Connection, collection_id: int, keys: Iterable[str]) -> dict[str, int]:
+    """Return the ids of those of the subjects that exist, by key; lock them until the transaction ends."""
+    lookups = {lookup(db, collection_id, key): key for key in keys}
+    return {lookups[found]: number for found, number, _ in _lock(db, collection_id, lookups.values())}
+
+
+def insert_missing(
+    db: Connection, collection_id: int, records: Mapping[str, SubjectRecord | FaceRecord]
+) -> dict[str, int]:
+    """Insert the subjects that do not exist, and return the ids of the new ones by key; in the order of the records.
+
+    `records`: by key in Unicode form C, valid properties of each subject, or a face with them.
+    """
+    found = existing(db, collection_id, records)
+    missing = [(key, record) for key, record in records.items() if key not in found]
+    if not missing:
+        return {}
+    cursor = db.cursor()
+    cursor.executemany(
+        "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id",
+        [
+            (
+                collection_id,
+                lookup(db, collection_id, key),
+                *seal(json.dumps((key, record.name, record.metadata)).encode()),
+                record.created_at,
+                record.expires_at,
+            )
+            for key, record in missing
+        ],
+        returning=True,
+    )
+    inserted = [result.fetchone() for result in cursor.results()]
+    new = {key: row[0] for (key, _), row in zip(missing, inserted, strict=True) if row is not None}
+    insert_values(db, collection_id, {new[key]: json.loads(it.metadata) for key, it in missing if key in new})
+    collection_records.add_counts(db, collection_id, subjects=len(new))
+    return new
 
 
 def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> dict[str, int]:
@@ -131,12 +202,18 @@ def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], n
 
 
 def _lock(db: Connection, collection_id: int, keys: Iterable[str]) -> list[Row]:
-    """Return lookup, id and expiry of the subjects with these keys; lock them, in the order of their lookups."""
-    lookups = [lookup(db, collection_id, key) for key in keys]
+    return lock(db, collection_id, [lookup(db, collection_id, key) for key in keys])
+
+
+def lock(db: Connection, collection_id: int, lookups: Sequence[bytes]) -> list[Row]:
+    """Return lookup, id and expiry of the subjects with these lookups.
+
+    Lock them until the transaction ends, in the order of their lookups.
+    """
     return db.execute(
         "SELECT lookup, id, expires_at FROM subjects WHERE collection_id = %s AND lookup = ANY(%s)"
         " ORDER BY lookup FOR UPDATE",
-        (collection_id, lookups),
+        (collection_id, list(lookups)),
     ).fetchall()
 
 
@@ -156,10 +233,13 @@ def lock_existing(db: Connection, collection_id: int, key: str) -> int:
     """Return the id of the subject, even if it has expired or is damaged; lock it until the transaction ends.
 
     Raises:
-        NotFoundError.
+        NotFoundError. ConflictError: it was absorbed in a merge, and exists again if the merge is undone.
     """
     rows = _lock(db, collection_id, [key])
     if not rows:
+        absorbed = "SELECT 1 FROM absorbed_subjects WHERE collection_id = %s AND lookup = %s"
+        if db.execute(absorbed, (collection_id, lookup(db, collection_id, key))).fetchone():
+            raise ConflictError(f"{key!r} was merged into another subject: erase that one, or undo the merge first")
         raise NotFoundError(f"there is no subject {key!r}")
     return int(rows[0][1])
 

@@ -348,7 +348,8 @@ def test_unknown_keys_are_a_503_and_open_routes_are_answered(service: Service, t
         keys = ApiKeys(state.keys)
         client = routed(service, lambda app: Authentication(app, keys, Settings(), Metrics()))
         refusal = client.get("/models")
-        assert (refusal.status_code, problem(refusal), refusal.headers["retry-after"]) == (503, "not-ready", "5")
+        assert (refusal.status_code, problem(refusal)) == (503, "storage-unavailable")
+        assert refusal.headers["retry-after"] == "5"
         assert "127.0.0.1" not in refusal.text
         assert client.get("/health/live").status_code == 204
 

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
 from index.embedded.query.search import Searches as EmbeddedSearches
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
 from index.postgres.store.database import Database
-from index.protocol import Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
+from index.protocol import Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
 from tests.index.people import Clock, maintain
 
 
@@ -33,6 +35,7 @@ class Engine:
     gallery: Gallery
     searches: Searches
     feedback: Feedback
+    curation: Curation
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
@@ -46,6 +49,7 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             gallery,
             EmbeddedSearches(gallery),
             EmbeddedFeedback(gallery),
+            EmbeddedCuration(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
@@ -60,6 +64,7 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             gallery,
             PostgresSearches(gallery),
             PostgresFeedback(gallery),
+            PostgresCuration(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
