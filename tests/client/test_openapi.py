@@ -200,6 +200,10 @@ def test_response_is_as_documented(name: str, document: Schema) -> None:
         items = served["properties"]["data"]["items"]
         left_out = "Classified" if call.query.get("sequence") else "DigitString"
         items["anyOf"] = [item for item in items["anyOf"] if item["title"] != left_out]
+    if len(options(served)) > 1:  # has one of two responses, by a parameter
+        (served,) = [
+            option for option in options(served) if option["title"].startswith("Passage") == ("passage" in call.query)
+        ]
     if call.path == "/embed":  # base64 is never requested
         embedding = options(served["properties"]["data"]["items"])[0]["properties"]["embedding"]
         embedding["anyOf"] = embedding["anyOf"][:1]

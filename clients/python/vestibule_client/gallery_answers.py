@@ -197,6 +197,57 @@ class SubjectVerification(Answer):
     version: str
 
 
+class PassageFrame(Answer):
+    """A frame and its most prominent face, whose share of the decision is `weight`, 0..1.
+
+    `status` is `fused`, `no_face`, `rejected` (see `reasons`), `other_person` if the face does not look like the person
+    of the other frames, or `surplus` if enough frames have a higher quality.
+    """
+
+    index: int
+    status: str
+    face: Face | None
+    reasons: list[str]
+    weight: float
+
+
+class FusedFrames(Answers[PassageFrame]):
+    """The frames of a passage; `frames` of them were fused.
+
+    `reasons` may have `SEVERAL_PEOPLE`, if frames of another person were left out, and `BEYOND_CALIBRATION`.
+    """
+
+    frames: int
+    reasons: list[str]
+
+
+class PassageResult(FusedFrames):
+    """The response of `search_passage`: one decision.
+
+    `status` is `match` if the first candidate is within the threshold, `unknown` if none is, and `rejected` if no frame
+    has a face to search for. `fpir` is promised per passage.
+    """
+
+    collection: SearchedCollection
+    status: str
+    candidates: list[Candidate]
+    threshold: float | None
+    operating_point: OperatingPoint | None
+    fpir: float
+
+
+class PassageVerification(FusedFrames):
+    """The response of `verify_passage`; `denied`: feedback says that it is not the subject."""
+
+    verified: bool
+    denied: bool
+    probability: float
+    distance: float
+    threshold: float
+    operating_point: OperatingPoint
+    face_id: str
+
+
 class FeedbackInfo(Answer):
     """A face that was reported not to be the subject's."""
 
