@@ -113,7 +113,9 @@ async def _watch(
     events = Events(settings.camera, lambda line: print_line(replace_unprintable(line)), as_json=as_json)
     # Its own loops repeat requests, or leave them out where the frame is out of date.
     async with AsyncClient(url, api_key=api_key, timeout=REQUEST_TIMEOUT_S, retries=NEVER) as client:
-        watcher = Watcher(source, await Recognition.connect(client, settings), queue, events, fps=settings.fps)
+        recognition = Recognition(client, settings)
+        await recognition.check()
+        watcher = Watcher(source, recognition, queue, events, fps=settings.fps)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, watcher.stop)

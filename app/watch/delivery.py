@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
+from app.watch.decisions import PendingSighting, better
 from app.watch.events import Events
 from app.watch.metrics import Counts
 from app.watch.reader import backoff
-from app.watch.recognition import FINAL_SHARE, Decision, Recognition
-from app.watch.sighting_queue import LONGEST_PENDING_S, PendingSighting, QueueEntry, SightingQueue
+from app.watch.recognition import FINAL_SHARE, Recognition
+from app.watch.sighting_queue import LONGEST_PENDING_S, QueueEntry, SightingQueue
 from vestibule_client import (
     BadRequest,
     Conflict,
@@ -118,8 +119,3 @@ class Delivery:
         self._queue.remove(entry)
         self._counts.refused += 1
         self._events.report("sighting_refused", passage=entry.sighting.passage, detail=str(error))
-
-
-def better(first: Decision | None, final: Decision) -> Decision:
-    """Return the decision on a passage: the last search's, or an earlier match if the last search has none."""
-    return first if first is not None and first.matched and not final.matched else final

@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from app.watch.decisions import Decision
 from app.watch.frames import Frame
-from app.watch.recognition import Decision
 from app.watch.shots import BestShots
 from app.watch.tracker import Track
 from vestibule_client.answers import Face

@@ -63,7 +63,7 @@ class FrameReader:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop reading; `take` returns None. A read in progress ends in the background, by its timeout at the latest."""
+        """Stop reading; `take` returns None. A read in progress ends in the background, within its timeout."""
         self._stopped.set()
         with self._changed:
             self._ended = True

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import UTC, datetime
 
 from PIL import Image
 
+from app.watch.decisions import Decision, PendingSighting
 from app.watch.settings import WatchSettings
 from app.watch.shots import Shot
 from app.watch.tracker import Box
@@ -32,50 +32,22 @@ SAME_PERSON_FMR = 0.01
 FINAL_SHARE, LOOK_SHARE = 1 / 2, 1 / 6
 
 
-@dataclass(frozen=True)
-class Decision:
-    """The answer of a search: `match`, `unknown`, or `rejected` if no shot has a face.
-
-    `subject` and `name` are of a match; `probability` and `distance` of the nearest subject, or None.
-    """
-
-    status: str
-    subject: str | None
-    name: str | None
-    probability: float | None
-    distance: float | None
-    threshold: float | None
-    fpir: float
-    shots: int
-    reasons: list[str]
-
-    @property
-    def matched(self) -> bool:
-        """Whether it names a subject."""
-        return self.status == "match"
-
-    def fields(self) -> dict[str, Any]:
-        """Return the fields of an event: all but an empty list of reasons."""
-        return {**asdict(self), "reasons": self.reasons or None}
-
-
 class Recognition:
     """The requests of one camera."""
 
-    def __init__(self, client: AsyncClient, settings: WatchSettings, embedder: str) -> None:
-        """Use `client` for all requests; `embedder` is the collection's."""
+    def __init__(self, client: AsyncClient, settings: WatchSettings) -> None:
+        """Use `client` for all requests."""
         self._client = client
         self._settings = settings
-        self._embedder = embedder
+        self._embedder: str | None = None
 
-    @classmethod
-    async def connect(cls, client: AsyncClient, settings: WatchSettings) -> Recognition:
-        """Check that the service responds and that the collection exists.
+    async def check(self) -> None:
+        """Check that the service responds, that the collection exists, and that the key may search it.
 
         Raises:
             VestibuleError.
         """
-        return cls(client, settings, (await client.collection(settings.collection)).embedder)
+        await self.search([_reduced_jpeg(Image.new("RGB", (64, 64)), (64, 64))], FINAL_SHARE)
 
     async def detect(self, image: Image.Image) -> list[Face]:
         """Return the faces of a frame, with boxes in pixels of the frame.
@@ -106,6 +78,7 @@ class Recognition:
             fpir=self._settings.fpir * share,
             where=self._settings.where,
         )
+        self._embedder = answer.model
         nearest = answer.candidates[0] if answer.candidates else None
         matched = nearest if answer.status == "match" else None
         return Decision(
@@ -115,7 +88,6 @@ class Recognition:
             probability=nearest.probability if nearest else None,
             distance=nearest.distance if nearest else None,
             threshold=answer.threshold,
-            fpir=answer.fpir,
             shots=answer.frames,
             reasons=answer.reasons,
         )
@@ -131,6 +103,30 @@ class Recognition:
         except NoFace:
             return False
         return answer.verified
+
+    async def store(self, sighting: PendingSighting) -> None:
+        """Store a decided sighting. Repeated calls store it once.
+
+        Raises:
+            VestibuleError.
+        """
+        decision = sighting.decision
+        assert decision is not None  # noqa: S101  it is decided
+        await self._client.add_sighting(
+            self._settings.collection,
+            self._settings.camera,
+            datetime.fromtimestamp(sighting.started_at, UTC),
+            datetime.fromtimestamp(sighting.ended_at, UTC),
+            sighting.frames,
+            subject_id=decision.subject,
+            probability=decision.probability,
+            distance=decision.distance,
+            # The promise for all searches of the passage, see FINAL_SHARE.
+            fpir=self._settings.fpir,
+            threshold=decision.threshold,
+            crop=sighting.shots[0] if self._settings.keep_shot else None,
+            idempotency_key=sighting.passage,
+        )
 
 
 def box_in_widths(face: Face, image: Image.Image) -> Box:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Self
 
 from filelock import FileLock, Timeout
-from pydantic import Base64Bytes, BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from app.watch.recognition import Decision
+from app.watch.decisions import PendingSighting
 
 # The oldest passage is deleted when there are more: at 100 kB each, a full queue has 100 MB.
 MOST_PENDING = 1000
@@ -25,23 +25,6 @@ LONGEST_PENDING_S = 86_400.0
 
 class QueueError(Exception):
     """The folder of the queue cannot be used."""
-
-
-class PendingSighting(BaseModel):
-    """A passage that has ended. `decision` is final if `decided`, else the best one that was made while in view.
-
-    Times are Unix times; `shots` are JPEG files, the best first, only the best one of them once it is decided.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    passage: str
-    started_at: float
-    ended_at: float
-    frames: int
-    shots: list[Base64Bytes]
-    decision: Decision | None
-    decided: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from app.watch.delivery import Delivery, better
+from app.watch.decisions import PendingSighting, better
+from app.watch.delivery import Delivery
 from app.watch.events import Events
 from app.watch.frames import Frame, FrameError, Source
 from app.watch.metrics import Metrics
@@ -17,7 +18,7 @@ from app.watch.passages import Passage, Passages, adjacent
 from app.watch.reader import FrameReader, backoff
 from app.watch.recognition import LOOK_SHARE, Recognition, box_in_widths
 from app.watch.shots import crop_jpeg
-from app.watch.sighting_queue import PendingSighting, SightingQueue
+from app.watch.sighting_queue import SightingQueue
 from app.watch.tracker import Detection, Tracker
 from vestibule_client import VestibuleError
 from vestibule_client.answers import Face
