@@ -13,6 +13,7 @@ from index.embedded.curation.curation import Curation
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Searches
+from index.embedded.sightings.sightings import Sightings
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
@@ -35,6 +36,7 @@ class EmbeddedStorage:
         self.searches = Searches(self.gallery)
         self.feedback = Feedback(self.gallery)
         self.curation = Curation(self.gallery)
+        self.sightings = Sightings(self.gallery)
         self.jobs = JobQueue(self.gallery)
         self.job_worker = BulkEnrolmentWorker(self.gallery)
         self.reembeddings = Reembeddings(self.gallery)

@@ -9,6 +9,7 @@ from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.protocol.service_state import AuditLog, KeyStore, Quota, Quotas, Reloads, ServiceState
+from index.protocol.sightings import Sightings
 from index.protocol.storage import Maintenance, Storage
 from index.protocol.transfer import GallerySnapshot, Transfer
 
@@ -35,6 +36,7 @@ __all__ = [
     "Reloads",
     "Searches",
     "ServiceState",
+    "Sightings",
     "Storage",
     "Transfer",
     "changes",

@@ -9,6 +9,7 @@ from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
 from index.protocol.reembedding import Reembeddings, ReembeddingWorker
+from index.protocol.sightings import Sightings
 from index.protocol.transfer import Transfer
 
 
@@ -51,6 +52,11 @@ class Storage(Protocol):
     @property
     def curation(self) -> Curation:
         """Merges and moves of the gallery's subjects and faces."""
+        ...
+
+    @property
+    def sightings(self) -> Sightings:
+        """The sightings of the gallery's collections."""
         ...
 
     @property

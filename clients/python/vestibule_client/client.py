@@ -1,4 +1,4 @@
-"""The clients: every call of `calls` and `gallery_calls` as a blocking method or a coroutine."""
+"""The clients: every call of the modules `*calls` as a blocking method or a coroutine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from vestibule_client import calls, gallery_calls
+from vestibule_client import calls, gallery_calls, sighting_calls
 from vestibule_client.call import Call
 from vestibule_client.errors import TimedOut, Unreachable
 from vestibule_client.files import File
@@ -157,6 +157,13 @@ class Client:
     reembed = _blocking(gallery_calls.reembed)
     reembedding = _blocking(gallery_calls.reembedding)
     cancel_reembedding = _blocking(gallery_calls.cancel_reembedding)
+    add_sighting = _blocking(sighting_calls.add_sighting)
+    sightings = _blocking(sighting_calls.sightings)
+    sighting = _blocking(sighting_calls.sighting)
+    sighting_crop = _blocking(sighting_calls.sighting_crop)
+    erase_sighting = _blocking(sighting_calls.erase_sighting)
+    sighting_settings = _blocking(sighting_calls.sighting_settings)
+    put_sighting_settings = _blocking(sighting_calls.put_sighting_settings)
 
 
 class AsyncClient:
@@ -256,6 +263,13 @@ class AsyncClient:
     reembed = _awaitable(gallery_calls.reembed)
     reembedding = _awaitable(gallery_calls.reembedding)
     cancel_reembedding = _awaitable(gallery_calls.cancel_reembedding)
+    add_sighting = _awaitable(sighting_calls.add_sighting)
+    sightings = _awaitable(sighting_calls.sightings)
+    sighting = _awaitable(sighting_calls.sighting)
+    sighting_crop = _awaitable(sighting_calls.sighting_crop)
+    erase_sighting = _awaitable(sighting_calls.erase_sighting)
+    sighting_settings = _awaitable(sighting_calls.sighting_settings)
+    put_sighting_settings = _awaitable(sighting_calls.put_sighting_settings)
 
 
 def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:
