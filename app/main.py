@@ -21,6 +21,7 @@ from app.console import routes as console
 from app.faces import routes as faces
 from app.faces.service import Faces
 from app.gallery import routes as gallery
+from app.gallery.calibration import routes as calibration
 from app.gallery.maintenance import MaintenanceThread
 from app.gallery.service import GalleryService
 from app.generation import routes as generation
@@ -58,6 +59,7 @@ ROUTERS = (
     restoration.router,
     gallery.router,
     sightings.router,
+    calibration.router,
     models_api.router,
     alerts.router,
 )
