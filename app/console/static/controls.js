@@ -198,16 +198,15 @@ export async function whileBusy(button, work) {
 }
 
 /**
- * Run the action of a button and show its error in `place`.
+ * Run the action of a button, and show in `place` its error, or the message that it returns.
  * @param {HTMLButtonElement} button
  * @param {HTMLElement} place
- * @param {() => Promise<void>} action
+ * @param {() => Promise<HTMLElement | null | void>} action
  */
 export function attempt(button, place, action) {
   return whileBusy(button, async () => {
     try {
-      await action();
-      replaceContent(place);
+      replaceContent(place, (await action()) ?? null);
     } catch (error) {
       replaceContent(place, errorNotice(error));
     }

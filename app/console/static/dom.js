@@ -179,12 +179,13 @@ export function formatTime(iso) {
 }
 
 /**
- * Format a time with its seconds, and with its date if that is not today's.
+ * Format a time of today with its seconds, another one with its date.
  * @param {string} iso
  */
 export function formatClock(iso) {
   const time = new Date(iso);
-  const clock = time.toLocaleTimeString("en", { timeStyle: "medium", hourCycle: "h23" });
-  if (time.toDateString() === new Date().toDateString()) return clock;
-  return `${time.toLocaleDateString("en", { month: "short", day: "numeric" })}, ${clock}`;
+  if (time.toDateString() === new Date().toDateString()) {
+    return time.toLocaleTimeString("en", { timeStyle: "medium", hourCycle: "h23" });
+  }
+  return time.toLocaleString("en", { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }

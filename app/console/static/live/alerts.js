@@ -13,7 +13,7 @@ import { polling } from "../polling.js";
  */
 
 const EVERY_MS = 10_000; // deliveries change without an event
-const PAGE = 6;
+const PAGE = 5;
 const MOST = 960; // the API returns at most 1000
 
 /** @type {Record<import("../event_stream.js").StreamState, [text: string, tone: "good" | "warn" | "bad" | "plain"]>} */
@@ -125,7 +125,7 @@ export function alerts({ rules, onAlert, onOpen }) {
       { class: "alert" },
       h(
         "div",
-        { class: "row spread" },
+        { class: "alert-head" },
         h("div", { class: "row" }, h("strong", {}, name), alert.subject === null ? badge("? unknown", "warn") : badge("✓ match", "good")),
         open,
       ),

@@ -97,7 +97,7 @@ export default function live() {
 
   return {
     title: "Live",
-    lead: "Who passes the cameras, and the alerts about it.",
+    lead: "Sightings of people by the cameras, and alerts about them.",
     element: place,
     show(name) {
       visible = true;
