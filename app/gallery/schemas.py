@@ -80,7 +80,7 @@ def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
-ExpiryTime = Annotated[AwareDatetime, BeforeValidator(_require_text), AfterValidator(_to_utc)]
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_require_text), AfterValidator(_to_utc)]
 
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
 
@@ -174,7 +174,7 @@ class SubjectProperties(Schema):
 
     name: Annotated[str, Field(max_length=256)] | None = None
     metadata: Metadata = Field(default_factory=dict)
-    expires_at: ExpiryTime | None = Field(
+    expires_at: Timestamp | None = Field(
         None, description="From this time on the subject is not found; it is erased soon after."
     )
 
@@ -257,6 +257,7 @@ class ErasureReceipt(Schema):
     status: Literal["scrubbing", "erased"]
     subjects: int
     faces: int
+    sightings: int
     requested_at: AwareDatetime
     erased_at: AwareDatetime | None
     backups_until: AwareDatetime | None
@@ -271,6 +272,7 @@ class ErasureReceipt(Schema):
             status="scrubbing" if erased_at is None else "erased",
             subjects=receipt.subjects,
             faces=receipt.faces,
+            sightings=receipt.sightings,
             requested_at=read_timestamp(receipt.requested_at),
             erased_at=None if erased_at is None else read_timestamp(erased_at),
             backups_until=None if until is None else read_timestamp(until),
