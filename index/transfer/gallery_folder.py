@@ -88,7 +88,8 @@ def export_gallery(transfer: Transfer, folder: Path, key: OperatorKey | None = N
 
 
 def _write_parts(snapshot: GallerySnapshot, folder: Path, export: Export, key: OperatorKey | None) -> ExportManifest:
-    rows, sha256 = {}, {}
+    rows: dict[str, int] = {}
+    sha256: dict[str, str] = {}
     unfinished = 0
 
     def write(

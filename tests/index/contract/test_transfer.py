@@ -167,11 +167,39 @@ def test_a_repeated_import_changes_nothing(engine: str, opened: Open, tmp_path: 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_receipts_are_compared(engine: str, opened: Open, tmp_path: Path, clock: Clock) -> None:
+    first, second = opened(engine, "first"), opened("embedded", "second")
+    first.gallery.create("doors", "e", "f", 4)
+    first.gallery.put_subject("doors", "p")
+    finished = first.gallery.remove_subject("doors", "p")
+    for _ in range(3):
+        first.maintenance.run()
+    assert first.gallery.receipt(finished.token).erased_at is not None
+    unfinished = first.gallery.drop("doors")
+    manifest = export_gallery(first.transfer, tmp_path / "export")
+    assert manifest.unfinished_receipts == 1
+    import_gallery(second.transfer, tmp_path / "export")
+    second.maintenance.run()
+    assert second.gallery.receipt(unfinished.token).erased_at == clock.now
+    assert second.gallery.receipt(finished.token) == first.gallery.receipt(finished.token)
+    assert compare_gallery(second, tmp_path / "export", manifest).differences == ()
+    third = opened("embedded", "third")
+    assert compare_gallery(third, tmp_path / "export", manifest).differences == ("2 receipts are missing or differ",)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_what_was_erased_since_does_not_come_back(engine: str, opened: Open, tmp_path: Path) -> None:
     first, second = opened("embedded", "first"), opened(engine, "second")
     fill(first)
     manifest = export_gallery(first.transfer, tmp_path / "export")
     import_gallery(second.transfer, tmp_path / "export")
+    second.gallery.put_subject("doors", "p0", name="Changed")
+    changed = compare_gallery(second, tmp_path / "export", manifest, searches=0)
+    kinds = ("subjects", "faces")
+    assert changed.differences == tuple(f"'doors' has other {kind} than the export" for kind in kinds)
+        "'doors' has other subjects than the export",
+        "'doors' has other faces than the export",
+    )
     second.gallery.remove_subject("doors", "p1")
     second.gallery.remove_faces("doors", [second.gallery.faces("doors", "p2")[0].token])
     second.gallery.drop("ünïcode 中")
@@ -183,7 +211,7 @@ def test_what_was_erased_since_does_not_come_back(engine: str, opened: Open, tmp
     assert "the collection 'ünïcode 中' is missing" in result.differences
     assert "'doors' has 5 subjects, the export 6" in result.differences
     assert "'doors' has 11 faces, the export 16" in result.differences
-    assert "'doors' has 2 feedback, the export 5" in result.differences
+    assert "'doors' has 2 rejected faces, the export 5" in result.differences
     assert any("searches differ" in difference for difference in result.differences)
     for name in ("doors", "empty"):
         second.gallery.drop(name)
