@@ -89,6 +89,7 @@ class Receipt:
     faces: int
     requested_at: float
     erased_at: float | None
+    sightings: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,32 @@ class ProcessedItem:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """A calibration of a collection for one pipeline, fitted on site; `data` is JSON without personal data.
+
+    `token` identifies it in the API, `version` counts the calibrations of the collection from 1.
+    """
+
+    id: int
+    token: str
+    version: int
+    fingerprint: str
+    data: str
+    created_at: float
+    in_use: bool
+
+
+@dataclass(frozen=True)
 class SearchScope:
-    """A collection, its usage, and the numbers of subjects and faces that the filter selects (None: no filter)."""
+    """A collection, its usage, and the numbers of subjects and faces that the filter selects (None: no filter).
+
+    `calibration`: that of the collection for its pipeline; None if the embedder's own is used.
+    """
 
     collection: Collection
     usage: CollectionUsage
     selected: tuple[int, int] | None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +211,45 @@ class Rejection:
     token: str
     created_at: float
     id: int
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge of subjects, by the keys of the subject that was kept and of those that it absorbed.
+
+    `faces`: the number of faces that changed their subject. Until `undo_until` the merge can be undone; `undone_at`:
+    when it was.
+    """
+
+    id: int
+    token: str
+    subject: str
+    absorbed: tuple[str, ...]
+    faces: int
+    created_at: float
+    undo_until: float
+    undone_at: float | None = None
+
+
+@dataclass(frozen=True)
+class MovedFaces:
+    """The result of moving faces to `subject`: the tokens of those that were another subject's before.
+
+    `withdrawn`: the receipt for the subject's rejected faces that are the moved faces; None where there were none.
+    """
+
+    subject: CountedSubject
+    faces: tuple[str, ...]
+    withdrawn: Receipt | None = None
+
+
+@dataclass(frozen=True)
+class SubjectVectors:
+    """A subject, and the tokens and vectors [N, D] of some of its faces, in the order of their ids."""
+
+    subject: Subject
+    faces: tuple[str, ...]
+    vectors: Floats
 
 
 ReembeddingState = Literal["queued", "running", "blocked"]

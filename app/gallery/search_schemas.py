@@ -41,6 +41,11 @@ class SearchParams(Schema):
         False, description="Decide at false match rates below those that the calibration measured."
     )
     repeated: bool = Field(False, description="Several faces of one image may be the same subject.")
+    passage: bool = Field(
+        False,
+        description="The images are frames of one person who passes by: one decision for all, see `PassageResponse`."
+        " `fpir` is per passage, and `repeated` has no effect.",
+    )
     where: Json[MetadataConditions] | None = Field(
         None,
         description=(
@@ -128,6 +133,11 @@ class SubjectVerifyParams(Schema):
     )
     fusion: Literal["best", "mean"] = Field(
         "best", description="Compare with the subject's nearest face, or with the mean of its similarities."
+    )
+    passage: bool = Field(
+        False,
+        description="The images, of which there may be several, are frames of one person who passes by: one decision"
+        " for all, see `PassageVerification`. `fmr` is per passage.",
     )
 
 

@@ -14,7 +14,9 @@ from pydantic import TypeAdapter
 from app.errors import Conflict, Locked, NoFace, NotFound, Unprocessable
 from app.gallery.access import GalleryAccess, PipelineChanged, conflict_as_pipeline_changed, retry_once
 from app.gallery.bulk.enrolment import BulkJobs
+from app.gallery.calibration.service import SiteCalibrations
 from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
+from app.gallery.passages import PassageSearch
 from app.gallery.reembedding import Reembedder
 from app.gallery.schemas import (
     CollectionDetail,
@@ -56,6 +58,8 @@ class GalleryService(GalleryAccess):
             log.warning("storage_warning", warning=warning)
         self._feedback = storage.feedback
         self.searches = GallerySearch(storage, self._embedder)
+        self.passages = PassageSearch(storage, self._embedder)
+        self.calibrations = SiteCalibrations(storage, self._embedder)
         self.jobs = BulkJobs(storage, background)
         self.reembedder = Reembedder(storage, background)
 
@@ -188,7 +192,7 @@ class GalleryService(GalleryAccess):
         Raises:
             NotFound.
         """
-        return ErasureReceipt.from_receipt(await self._read(lambda: self._gallery.receipt(token)))
+        return self._receipt_response(await self._read(lambda: self._gallery.receipt(token)))
 
     async def enrol(
         self,

@@ -29,7 +29,7 @@ from index.embedded.store.atomic_files import lock_folder
 from index.embedded.store.changes import committing
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.tombstones import Tombstones, erasing
-from index.embedded.vectors.searcher import NearestFaces, VectorSearcher
+from index.embedded.vectors.searcher import VectorSearcher
 from index.embedded.vectors.searcher_cache import SearcherCache, collection_snapshot
 from index.errors import ConflictError, GalleryError
 from index.folders import make_folder
@@ -289,7 +289,7 @@ class EmbeddedGallery:
         count = 2 * k + 8
         while True:
             nearest = searcher.search(query, count, self._tuning.lists, self._tuning.shortlist)
-            best = _nearest_by_subject(nearest)
+            best = nearest.nearest_by_subject()
             exhausted = len(nearest.faces[0]) < count or nearest.faces[0][-1] < 0
             # The mean of any subject may be the highest. Otherwise the nearest k are enough, unless some were erased.
             first = list(best)[: None if fusion == "mean" else k]
@@ -304,7 +304,10 @@ class EmbeddedGallery:
             ids = [match.subject.id for match in matches]
             with self.snapshot_of(collection) as db:
                 (matches,) = self.compare_subjects(db, collection, ids, query, fusion)
-        return sorted(matches, key=lambda match: (-match.similarity, match.subject.id))[:k]
+        best_of: dict[int, Match] = {}  # a subject can come twice if it absorbed another since `searcher` was updated
+        for match in sorted(matches, key=lambda match: (-match.similarity, match.subject.id)):
+            best_of.setdefault(match.subject.id, match)
+        return list(best_of.values())[:k]
 
     def _owners(self, collection: Collection, faces: Sequence[int]) -> dict[int, tuple[str, Subject]]:
         """Return the token and the subject of each face, without erased faces and expired subjects."""
@@ -350,17 +353,6 @@ class EmbeddedGallery:
     def snapshot_of(self, collection: Collection) -> AbstractContextManager[apsw.Connection]:
         """See `collection_snapshot`."""
         return collection_snapshot(self.ledger, collection)
-
-
-def _nearest_by_subject(nearest: NearestFaces) -> dict[int, float]:
-    """Return the nearest face of each subject for the only query: similarities by face id, nearest first."""
-    best: dict[int, tuple[int, float]] = {}
-    for subject, face, similarity in zip(
-        nearest.subjects[0].tolist(), nearest.faces[0].tolist(), nearest.similarities[0].tolist(), strict=True
-    ):
-        if subject >= 0:
-            best.setdefault(subject, (face, similarity))
-    return dict(best.values())
 
 
 class GalleryComponent:

@@ -58,7 +58,8 @@ class PostgresFeedback(GalleryComponent):
         with self.gallery.reading(collection) as (db, target):
             subject = subject_records.find(db, target.id, key, self.database.now(db))
             rows = db.execute(
-                "SELECT token, created_at, id FROM rejections WHERE subject_id = %s AND (created_at, id) > (%s, %s)"
+                "SELECT token, created_at, id FROM rejections"
+                " WHERE subject_id = %s AND suspended_by IS NULL AND (created_at, id) > (%s, %s)"
                 " ORDER BY created_at, id LIMIT %s",
                 (subject.id, *after, None if limit < 0 else limit),
             )

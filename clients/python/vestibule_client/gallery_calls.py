@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from vestibule_client.call import Call
 from vestibule_client.gallery_answers import (
+    CalibrationInfo,
+    CalibrationInUse,
+    CalibrationPage,
     CollectionDetail,
     CollectionInfo,
     CollectionPage,
@@ -21,6 +24,8 @@ from vestibule_client.gallery_answers import (
     JobInfo,
     JobItemPage,
     JobPage,
+    PassageResult,
+    PassageVerification,
     Reembedding,
     SearchResult,
     SubjectInfo,
@@ -64,6 +69,35 @@ def search(  # noqa: PLR0913  the endpoint's parameters
         "where": None if where is None else json.dumps(where),
     }
     return Call("POST", "/search", SearchResult, query=query, files=tuple(parts("file", pictures)))
+
+
+def search_passage(  # noqa: PLR0913  the endpoint's parameters
+    pictures: Pictures,
+    collection: str,
+    *,
+    limit: int = 5,
+    fpir: float = 0.01,
+    fusion: Fusion = "best",
+    quality_gate: bool = False,
+    extrapolate: bool = False,
+    where: Mapping[str, Any] | None = None,
+) -> Call[PassageResult]:
+    """Search a collection for the one person whom all images show: frames of one passage.
+
+    The most prominent face of each frame is fused by its quality, and one decision is made. `fpir` is the share of
+    passages of people who are not enrolled that may match; other parameters as in `search`.
+    """
+    call = search(
+        pictures,
+        collection,
+        limit=limit,
+        fpir=fpir,
+        fusion=fusion,
+        quality_gate=quality_gate,
+        extrapolate=extrapolate,
+        where=where,
+    )
+    return Call("POST", call.path, PassageResult, query={**call.query, "passage": True}, files=call.files)
 
 
 def collections(*, after: str = "", limit: int = 100) -> Call[CollectionPage]:
@@ -182,6 +216,20 @@ def verify_subject(
     )
 
 
+def verify_passage(
+    collection: str, subject: str, pictures: Pictures, *, fmr: float = 0.001, fusion: Fusion = "best"
+) -> Call[PassageVerification]:
+    """Decide whether the frames of one passage show the subject, at this false match rate per passage."""
+    return Call(
+        "POST",
+        _SUBJECT + "/verify",
+        PassageVerification,
+        _names(collection, subject),
+        {"fmr": fmr, "fusion": fusion, "passage": True},
+        tuple(parts("file", pictures)),
+    )
+
+
 def deny(collection: str, subject: str, picture: Picture) -> Call[FeedbackInfo]:
     """Report that the image's most prominent face is not the subject's; later searches take it into account."""
     files = (("file", content(picture)),)
@@ -262,6 +310,41 @@ def reembedding(collection: str) -> Call[Reembedding]:
 def cancel_reembedding(collection: str) -> Call[Reembedding]:
     """Cancel a re-embedding; the collection keeps its vectors."""
     return Call("DELETE", _COLLECTION + "/reembed", Reembedding, {"collection": collection})
+
+
+def calibrate(
+    collection: str, strangers: str, *, mated: str | None = None, compare_strangers: bool = True
+) -> Call[CalibrationInfo]:
+    """Fit a collection's thresholds to photos of people who are not enrolled, and use them from now on.
+
+    `strangers` is a collection with these photos, each subject a person; `mated` one with further photos of enrolled
+    people under their ids. `compare_strangers` must be false if a person may have several ids among the strangers.
+    """
+    body = {"strangers": strangers, "mated": mated, "compare_strangers": compare_strangers}
+    return Call("POST", _COLLECTION + "/calibrations", CalibrationInfo, {"collection": collection}, json=body)
+
+
+def calibrations(collection: str, *, after: int = 0, limit: int = 100) -> Call[CalibrationPage]:
+    """List a collection's calibrations by page; `after` is `next` of the previous page."""
+    query = {"after": after, "limit": limit}
+    return Call("GET", _COLLECTION + "/calibrations", CalibrationPage, {"collection": collection}, query)
+
+
+def calibration(collection: str, calibration: str) -> Call[CalibrationInfo]:
+    """Return a calibration with its report."""
+    names = {"collection": collection, "calibration": calibration}
+    return Call("GET", _COLLECTION + "/calibrations/{calibration}", CalibrationInfo, names)
+
+
+def calibration_in_use(collection: str) -> Call[CalibrationInUse]:
+    """Return the calibration that searches of a collection use."""
+    return Call("GET", _COLLECTION + "/calibration", CalibrationInUse, {"collection": collection})
+
+
+def use_calibration(collection: str, calibration: str | None) -> Call[CalibrationInUse]:
+    """Use an earlier calibration of a collection from now on; None: the embedder's own."""
+    body = {"id": calibration}
+    return Call("PUT", _COLLECTION + "/calibration", CalibrationInUse, {"collection": collection}, json=body)
 
 
 def _names(collection: str, subject: str) -> dict[str, str]:

@@ -72,7 +72,8 @@ class Feedback(GalleryComponent):
         with self.ledger.snapshot() as db:
             subject = subject_records.find(db, collection_records.find(db, collection).id, key, self.gallery.clock())
             rows = db.execute(
-                "SELECT token, created_at, id FROM rejections WHERE subject_id = ? AND (created_at, id) > (?, ?)"
+                "SELECT token, created_at, id FROM rejections"
+                " WHERE subject_id = ? AND suspended_by IS NULL AND (created_at, id) > (?, ?)"
                 " ORDER BY created_at, id LIMIT ?",
                 (subject.id, *after, limit),
             )

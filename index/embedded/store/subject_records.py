@@ -11,13 +11,16 @@ import apsw
 
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store.ledger import Row
-from index.errors import CorruptError, NotFoundError
+from index.errors import ConflictError, CorruptError, NotFoundError
 from index.records import FaceRecord, SubjectRecord
 from index.types import CountedSubject, Subject
 from index.validation import check_subject, normalised, normalised_metadata, read_object
 
 # Columns from which `read_subject` makes a Subject.
-COLUMNS = "subjects.id, subjects.key, name, metadata, subjects.sealed, subjects.created_at, expires_at"
+COLUMNS = (
+    "subjects.id, subjects.key, subjects.name, subjects.metadata, subjects.sealed, subjects.created_at,"
+    " subjects.expires_at"
+)
 _SUBJECT = f"SELECT {COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"  # noqa: S608
 
 
@@ -68,15 +71,19 @@ def ids_of_key(db: apsw.Connection, collection_id: int, key: str) -> list[int]:
     """Return the ids of the subjects with this key in Unicode form C; several where a key could not be normalised.
 
     Raises:
-        NotFoundError: no subject has this key.
+        NotFoundError: no subject has this key. ConflictError: no subject has it now, and one that was absorbed in a
+            merge gets it back if the merge is undone.
     """
+    stored = collection_id, cipher_of(db, collection_id).lookup(normalised(key))
     rows = db.execute(
         "SELECT id FROM subjects WHERE collection_id = ?1 AND key = ?2"
         " UNION SELECT subject_id FROM clashes WHERE collection_id = ?1 AND key = ?2",
-        (collection_id, cipher_of(db, collection_id).lookup(normalised(key))),
+        stored,
     )
     ids = [row[0] for row in rows]
     if not ids:
+        if db.execute("SELECT 1 FROM absorbed_subjects WHERE collection_id = ? AND key = ?", stored).get is not None:
+            raise ConflictError(f"{key!r} was merged into another subject: erase that one, or undo the merge first")
         raise NotFoundError(f"there is no subject {key!r}")
     return ids
 

@@ -34,6 +34,15 @@ class FaceVectors:
 
 
 @dataclass(frozen=True)
+class Reassignments:
+    """Faces whose subject changed: their ids [N] and the ids of their subjects now [N]. `through`: the last change."""
+
+    faces: Ints
+    subjects: Ints
+    through: int
+
+
+@dataclass(frozen=True)
 class SegmentRecord:
     """A segment's file, which holds the collection's faces from `first_face` to `last_face`.
 
@@ -85,6 +94,27 @@ def decoded(db: apsw.Connection, collection: Collection, rows: Sequence[Row]) ->
     return FaceVectors(ids[:, 0], ids[:, 1], np.frombuffer(data, "<f4").reshape(len(rows), collection.dimensions))
 
 
+def reassign(db: apsw.Connection, collection_id: int, faces: Sequence[int], subject_id: int) -> None:
+    """Make these faces of the collection those of another subject of it."""
+    values = json.dumps(faces)
+    db.execute("UPDATE faces SET subject_id = ? WHERE id IN (SELECT value FROM json_each(?))", (subject_id, values))
+    db.execute(
+        "INSERT OR REPLACE INTO reassignments (collection_id, face_id) SELECT ?, value FROM json_each(?)",
+        (collection_id, values),
+    )
+
+
+def reassignments(db: apsw.Connection, collection_id: int, after: int = 0) -> Reassignments:
+    """Return the faces whose subject was changed since the change `after`."""
+    rows: list[Row] = db.execute(
+        "SELECT face_id, subject_id, seq FROM reassignments JOIN faces ON faces.id = face_id"
+        " WHERE reassignments.collection_id = ? AND seq > ? ORDER BY seq",
+        (collection_id, after),
+    ).fetchall()
+    ids = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
+    return Reassignments(ids[:, 0], ids[:, 1], rows[-1][2] if rows else after)
+
+
 def has_more(db: apsw.Connection, collection_id: int, after: int, count: int) -> bool:
     """Return whether at least `count` faces have ids greater than `after`; reads no vector."""
     statement = "SELECT 1 FROM faces WHERE collection_id = ? AND id > ? ORDER BY id LIMIT 1 OFFSET ?"
@@ -99,6 +129,16 @@ def of_subjects(db: apsw.Connection, collection: Collection, ids: Iterable[int])
         (json.dumps(list(ids)),),
     ).fetchall()
     return decoded(db, collection, rows), [row[3] for row in rows]
+
+
+def of_faces(db: apsw.Connection, collection: Collection, ids: Iterable[int]) -> FaceVectors:
+    """Return the vectors of those of these faces that exist, ascending."""
+    rows: list[Row] = db.execute(
+        "SELECT faces.id, subject_id, data FROM faces JOIN vectors ON face_id = faces.id"
+        " WHERE faces.id IN (SELECT value FROM json_each(?)) ORDER BY faces.id",
+        (json.dumps(list(ids)),),
+    ).fetchall()
+    return decoded(db, collection, rows)
 
 
 def replace(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:

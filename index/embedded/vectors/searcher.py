@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.store.vector_records import FaceVectors
+from index.embedded.store.vector_records import FaceVectors, Reassignments
 from index.embedded.vectors import ivf
 from index.embedded.vectors.segment import Segment
 from index.types import Floats, Ints
@@ -107,6 +107,10 @@ class RecentFaces:
         if self.removed > max(64, self.count // 64):
             self._keep(self.subjects[: self.count] >= 0)
 
+    def reassign(self, reassigned: Reassignments) -> None:
+        """Set the new subjects of those of these faces that are here."""
+        _reassign(self.faces[: self.count], self.subjects[: self.count], reassigned)
+
     def drop_through(self, face: int) -> None:
         """Drop all faces with ids up to `face`, which are now in a segment."""
         self._keep(self.faces[: self.count] > face)
@@ -125,6 +129,16 @@ class NearestFaces:
     similarities: Floats
     faces: Ints
     subjects: Ints
+
+    def nearest_by_subject(self) -> dict[int, float]:
+        """Return the nearest face of each subject for the only query: similarities by face id, nearest first."""
+        best: dict[int, tuple[int, float]] = {}
+        for subject, face, similarity in zip(
+            self.subjects[0].tolist(), self.faces[0].tolist(), self.similarities[0].tolist(), strict=True
+        ):
+            if subject >= 0:
+                best.setdefault(subject, (face, similarity))
+        return dict(best.values())
 
 
 class ScatteredRows:
@@ -158,13 +172,15 @@ def _address(array: Floats) -> int:
 class VectorSearcher:
     """Thread-safe search over one collection.
 
-    `applied_face` and `applied_removal` are the last face id and the last removal of the ledger that it contains.
+    `applied_face`, `applied_removal` and `applied_reassignment` are the last face id, the last removal and the last
+    change of a face's subject in the ledger that it contains.
     """
 
     def __init__(self, dimensions: int):
         self.dimensions = dimensions
         self.applied_face = 0
         self.applied_removal = 0
+        self.applied_reassignment = 0
         self._lock = ReadWriteLock()
         self._recent = RecentFaces(dimensions)
         self._blocks: tuple[FaceBlock, ...] = ()
@@ -184,13 +200,22 @@ class VectorSearcher:
         with self._lock.reading():
             return len(self._faces) - len(self._removed) + self._recent.count - self._recent.removed
 
-    def replace_blocks(self, blocks: Sequence[FaceBlock], index: ivf.Ivf | None, indexed: int, removed: Ints) -> None:
+    def replace_blocks(
+        self,
+        blocks: Sequence[FaceBlock],
+        index: ivf.Ivf | None,
+        indexed: int,
+        removed: Ints,
+        reassigned: Reassignments,
+    ) -> None:
         """Replace all blocks, which are in ascending order of ids; the first `indexed` are in `index`.
 
-        `removed`: ids that were removed since the oldest of the blocks was written.
+        `removed` and `reassigned`: ids that were removed, and faces whose subject changed, since the oldest of the
+        blocks was written.
         """
         faces = np.concatenate([np.empty(0, np.int64), *(block.faces for block in blocks)])
         subjects = np.concatenate([np.empty(0, np.int64), *(block.subjects for block in blocks)])
+        _reassign(faces, subjects, reassigned)
         starts = np.cumsum([0, *(len(block.faces) for block in blocks)])
         # An empty block at the end gets a first id beyond all ids.
         firsts = np.append(faces, np.iinfo(np.int64).max)[starts[:-1]]
@@ -209,13 +234,19 @@ class VectorSearcher:
                 self._recent.drop_through(int(faces[-1]))
                 self.applied_face = max(self.applied_face, int(faces[-1]))
 
-    def apply(self, added: FaceVectors, removed: Ints, through: int) -> None:
-        """Apply changes of the ledger: faces after `applied_face`, then removed ids, up to removal `through`."""
+    def apply(self, added: FaceVectors, removed: Ints, through: int, reassigned: Reassignments) -> None:
+        """Apply changes of the ledger: faces after `applied_face`, then removed ids, up to removal `through`.
+
+        `reassigned`: the faces whose subject changed since `applied_reassignment`.
+        """
         with self._lock.writing():
             if len(added.faces):
                 self._recent.append(added)
                 self.applied_face = int(added.faces[-1])
             self._recent.remove(removed)
+            self._recent.reassign(reassigned)
+            _reassign(self._faces, self._subjects, reassigned)
+            self.applied_reassignment = max(self.applied_reassignment, reassigned.through)
             self._removed = np.union1d(self._removed, removed[np.isin(removed, self._faces)])
             self.applied_removal = max(self.applied_removal, through)
 
@@ -225,7 +256,7 @@ class VectorSearcher:
         With an inverted file, probe its `lists` nearest lists and re-rank the best `shortlist` faces.
         """
         with self._lock.reading():
-            results = [self._search_block(queries, block, k) for block in self._blocks[self._indexed :]]
+            results = [self._search_block(queries, number, k) for number in range(self._indexed, len(self._blocks))]
             if (start := self._recent.row_after(self._added_through)) < self._recent.count or not self._indexed:
                 results.append(self._search_recent(queries, start, k))
             if self._ivf is not None and self._indexed and len(self._faces):
@@ -249,11 +280,12 @@ class VectorSearcher:
         nearest = NearestFaces(similarities, recent.faces[start + rows], recent.subjects[start + rows])
         return _excluding(nearest, nearest.subjects < 0)
 
-    def _search_block(self, queries: Floats, block: FaceBlock, k: int) -> NearestFaces:
+    def _search_block(self, queries: Floats, number: int, k: int) -> NearestFaces:
+        block = self._blocks[number]
         first, last = (int(block.faces[0]), int(block.faces[-1])) if len(block.faces) else (0, -1)
         low, high = np.searchsorted(self._removed, [first, last + 1])
         similarities, rows = ivf.exact(queries, block.vectors, k + int(high - low))
-        nearest = NearestFaces(similarities, block.faces[rows], block.subjects[rows])
+        nearest = NearestFaces(similarities, block.faces[rows], self._subjects[self._starts[number] + rows])
         return _excluding(nearest, self._is_removed(nearest.faces))
 
     def _rerank(self, ids: Ints, queries: Floats) -> list[NearestFaces]:
@@ -291,6 +323,15 @@ class VectorSearcher:
             return np.zeros(ids.shape, np.bool_)
         positions = np.minimum(np.searchsorted(self._removed, ids), len(self._removed) - 1)
         return np.asarray(self._removed[positions] == ids)
+
+
+def _reassign(faces: Ints, subjects: Ints, reassigned: Reassignments) -> None:
+    """Set the new subjects of those reassigned faces that are among `faces`, ascending, and were not removed (-1)."""
+    if not len(faces):
+        return
+    rows = np.minimum(faces.searchsorted(reassigned.faces), len(faces) - 1)
+    known = (faces[rows] == reassigned.faces) & (subjects[rows] >= 0)
+    subjects[rows[known]] = reassigned.subjects[known]
 
 
 def _compared(queries: Floats, vectors: Floats, faces: Ints, subjects: Ints) -> NearestFaces:

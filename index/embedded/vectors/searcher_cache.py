@@ -109,7 +109,8 @@ class SearcherCache:
         with collection_snapshot(self._ledger, collection) as db:
             removed, through = erasure_records.removed_faces(db, collection.id, searcher.applied_removal)
             added = vector_records.read(db, collection, searcher.applied_face)
-            searcher.apply(added, removed, through)
+            reassigned = vector_records.reassignments(db, collection.id, searcher.applied_reassignment)
+            searcher.apply(added, removed, through, reassigned)
 
     def _load(self, collection: Collection, entry: _CachedSearcher) -> None:
         with collection_snapshot(self._ledger, collection) as db:
@@ -129,7 +130,8 @@ class SearcherCache:
         with entry.lock, collection_snapshot(self._ledger, collection) as db:
             # Read after the files, so that faces removed meanwhile are removed from the loaded files, too.
             removed, _ = erasure_records.removed_faces(db, collection.id, oldest)
-            entry.searcher.replace_blocks(blocks, ivf, indexed, removed)
+            reassigned = vector_records.reassignments(db, collection.id)  # also those made before a file was written
+            entry.searcher.replace_blocks(blocks, ivf, indexed, removed, reassigned)
             entry.files = files
 
     def _read_block(

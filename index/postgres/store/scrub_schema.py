@@ -38,10 +38,38 @@ _TABLES = {
         "vector = NULL, seal = NULL, crop = NULL, reembedded = NULL",
         ("id, collection_id, subject_id, token, created_at", "-%(number)s, 0, id, %(number)s::text, 0 FROM subjects"),
     ),
+    "absorbed_subjects": ErasableTable(
+        ("seal", "sealed"),
+        "seal = '', sealed = ''",
+        (
+            "id, collection_id, merge_id, lookup, seal, sealed, created_at",
+            "-%(number)s, id, 0, '', '', '', 0 FROM collections",
+        ),
+    ),
     "job_items": ErasableTable(
         ("result", "seal", "sealed"),
         "result = NULL, seal = NULL, sealed = NULL",
         ("job_id, number, status", "id, -%(number)s, '' FROM jobs"),
+    ),
+    "sightings": ErasableTable(
+        (
+            "subject_id",
+            "camera",
+            "started_at",
+            "ended_at",
+            "probability",
+            "distance",
+            "pseudonym",
+            "vector",
+            "seal",
+            "crop",
+        ),
+        "camera = '', started_at = 0, ended_at = 0, probability = NULL, distance = NULL, pseudonym = NULL,"
+        " vector = NULL, seal = NULL, crop = NULL",
+        (
+            "id, token, collection_id, camera, started_at, ended_at, frames, created_at, expires_at",
+            "-%(number)s, %(number)s::text, id, '', 0, 0, 0, 0, 0 FROM collections",
+        ),
     ),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import sql
 
-from index.errors import NotFoundError
+from index.errors import ConflictError, NotFoundError
 from index.postgres.store import collection_records, face_tables
 from index.postgres.store.database import Connection, Row
 from index.postgres.store.sealing import seal, unseal
@@ -112,12 +112,12 @@ def upsert(
         collection_records.add_counts(db, collection_id, subjects=1)
     else:
         db.execute("DELETE FROM subject_values WHERE subject_id = %s", (number,))
-    _insert_values(db, collection_id, {number: metadata})
+    insert_values(db, collection_id, {number: metadata})
     return Subject(number, key, name, dict(metadata), created_at, expires_at)
 
 
-def _insert_values(db: Connection, collection_id: int, metadata: Mapping[int, Mapping[str, Any]]) -> None:
-    """Insert the values of new subjects' metadata, by the subjects' ids, for filters."""
+def insert_values(db: Connection, collection_id: int, metadata: Mapping[int, Mapping[str, Any]]) -> None:
+    """Insert the values of subjects' metadata, by the subjects' ids, by which filters find them."""
     values = {
         (collection_id, db.lookups.value(collection_id, field, value), number)
         for number, fields in metadata.items()
@@ -125,6 +125,12 @@ def _insert_values(db: Connection, collection_id: int, metadata: Mapping[int, Ma
         if isinstance(value, str | float | int)
     }
     db.cursor().executemany("INSERT INTO subject_values VALUES (%s, %s, %s)", sorted(values))
+
+
+def by_id(db: Connection, ids: Iterable[int]) -> dict[int, Subject]:
+    """Return those of these subjects that exist, by id."""
+    rows = db.execute(f"SELECT {COLUMNS} FROM subjects WHERE id = ANY(%s) ORDER BY id", (list(ids),))  # noqa: S608
+    return {row[0]: read(row) for row in rows}
 
 
 def read_records(db: Connection, collection_id: int, after: int, limit: int, now: float) -> list[SubjectRecord]:
@@ -171,7 +177,7 @@ def insert_missing(
     )
     inserted = [result.fetchone() for result in cursor.results()]
     new = {key: row[0] for (key, _), row in zip(missing, inserted, strict=True) if row is not None}
-    _insert_values(db, collection_id, {new[key]: json.loads(it.metadata) for key, it in missing if key in new})
+    insert_values(db, collection_id, {new[key]: json.loads(it.metadata) for key, it in missing if key in new})
     collection_records.add_counts(db, collection_id, subjects=len(new))
     return new
 
@@ -196,12 +202,18 @@ def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], n
 
 
 def _lock(db: Connection, collection_id: int, keys: Iterable[str]) -> list[Row]:
-    """Return lookup, id and expiry of the subjects with these keys; lock them, in the order of their lookups."""
-    lookups = [lookup(db, collection_id, key) for key in keys]
+    return lock(db, collection_id, [lookup(db, collection_id, key) for key in keys])
+
+
+def lock(db: Connection, collection_id: int, lookups: Sequence[bytes]) -> list[Row]:
+    """Return lookup, id and expiry of the subjects with these lookups.
+
+    Lock them until the transaction ends, in the order of their lookups.
+    """
     return db.execute(
         "SELECT lookup, id, expires_at FROM subjects WHERE collection_id = %s AND lookup = ANY(%s)"
         " ORDER BY lookup FOR UPDATE",
-        (collection_id, lookups),
+        (collection_id, list(lookups)),
     ).fetchall()
 
 
@@ -221,10 +233,13 @@ def lock_existing(db: Connection, collection_id: int, key: str) -> int:
     """Return the id of the subject, even if it has expired or is damaged; lock it until the transaction ends.
 
     Raises:
-        NotFoundError.
+        NotFoundError. ConflictError: it was absorbed in a merge, and exists again if the merge is undone.
     """
     rows = _lock(db, collection_id, [key])
     if not rows:
+        absorbed = "SELECT 1 FROM absorbed_subjects WHERE collection_id = %s AND lookup = %s"
+        if db.execute(absorbed, (collection_id, lookup(db, collection_id, key))).fetchone():
+            raise ConflictError(f"{key!r} was merged into another subject: erase that one, or undo the merge first")
         raise NotFoundError(f"there is no subject {key!r}")
     return int(rows[0][1])
 

@@ -197,9 +197,6 @@ def test_what_was_erased_since_does_not_come_back(engine: str, opened: Open, tmp
     changed = compare_gallery(second, tmp_path / "export", manifest, searches=0)
     kinds = ("subjects", "faces")
     assert changed.differences == tuple(f"'doors' has other {kind} than the export" for kind in kinds)
-        "'doors' has other subjects than the export",
-        "'doors' has other faces than the export",
-    )
     second.gallery.remove_subject("doors", "p1")
     second.gallery.remove_faces("doors", [second.gallery.faces("doors", "p2")[0].token])
     second.gallery.drop("ünïcode 中")

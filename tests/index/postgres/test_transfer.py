@@ -80,8 +80,7 @@ def test_faults_of_a_database_are_found(storage: PostgresStorage, database_url: 
         "UPDATE faces_1 SET vector = vector + vector WHERE id = 1",
         "UPDATE rejections SET vector = vector + vector",
         "INSERT INTO collection_counts VALUES (2, 1, 0)",
-        "UPDATE audit_lines SET line = replace(line, '2026', '2025') WHERE sequence = 2",
-        "UPDATE audit_lines SET line = 'x' || line WHERE sequence = 2",
+        "UPDATE audit_lines SET line = 'x' WHERE sequence = 2",
     )
     assert [fault.partition(", the first")[0] for fault in storage.find_faults()] == [
         "doors: 1 faces have no vector of length 1",

@@ -1,0 +1,1 @@
+"""Merges of subjects and moves of faces, in the embedded engine."""
