@@ -71,12 +71,15 @@ def compare_gallery(
     compared = 0
     with storage.transfer.snapshot(now) as snapshot:
         targets = {collection.name: collection for collection in snapshot.collections()}
-        for number, source in enumerate(manifest.collections):
+        for number, described in enumerate(manifest.collections):
+            source = described.collection
             if source.name in without:
                 continue
             if source.name not in targets:
                 differences.append(f"the collection {source.name!r} is missing")
                 continue
+            if snapshot.describe(targets[source.name]) != described:
+                differences.append(f"{source.name!r} has other properties, calibrations or settings than the export")
             exported = ExportedRows(folder, manifest, number, key, now)
             differences += _differing_rows(snapshot, targets[source.name], exported)
             count = exported.share(searches)
@@ -97,7 +100,7 @@ class ExportedRows:
         self._number = number
         self._key = key
         self._now = now
-        self._dimensions = manifest.collections[number].dimensions
+        self._dimensions = manifest.collections[number].collection.dimensions
 
     def subjects(self) -> Iterator[list[SubjectRecord]]:
         """Yield the subjects."""
