@@ -88,6 +88,7 @@ def _not_empty(value: object) -> object:
     return value
 
 
+BackupDays = Annotated[float, Field(ge=0, le=36_500)]
 Folder = Annotated[Path, BeforeValidator(_not_empty)]
 
 
@@ -110,6 +111,8 @@ def _database_url(url: SecretStr) -> SecretStr:
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 DatabaseUrls = Annotated[tuple[DatabaseUrl, ...], NoDecode, BeforeValidator(_urls)]
 RootPath = Annotated[str, AfterValidator(_root_path)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_items)]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_items), Field(min_length=1)
 ]
@@ -146,6 +149,8 @@ class Settings(BaseSettings):
     state: Folder = PROJECT / "state"  # the gallery and the keys, unless there is a database
     database: DatabaseUrl | None = None  # a postgresql:// URL: the gallery and the keys, shared by all replicas
     database_standbys: DatabaseUrls = ()  # servers with copies of it, whose files an erasure must leave, too
+    database_readers: DatabaseUrls = ()  # those of these servers, or further ones, that also answer searches
+    backup_days: BackupDays | None = None  # the longest time for which the operator keeps a backup or an archived log
     encryption_key: SecretStr | None = None  # of encrypted collections: 32 bytes in base64
     encryption_key_file: Path | None = None  # a file with that key
     probes: Folder = PROJECT / "examples"  # photos on which a faster runtime is compared with torch
@@ -178,6 +183,9 @@ class Settings(BaseSettings):
     queue_size: Positive = 1024  # images waiting for one model
     max_batch: Positive = 32
     deadline_s: Seconds = 30.0
+    alert_private_targets: Networks = ()  # networks that alerts may be sent to although they are not public
+    alert_dead_after_s: Seconds = 43_200.0  # from an alert until a failed attempt to send it is the last
+    max_alert_streams: Positive = 32  # clients of /alerts/stream at once
     upkeep_s: Seconds = 5.0  # between two rounds of the gallery's maintenance
     stop_delay_s: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # SIGTERM until the port closes; not ready meanwhile
     drain_s: Positive = 20  # how long SIGTERM then waits for requests in progress

@@ -35,6 +35,10 @@ Action = Literal[
     "feedback",
     "submit_job",
     "cancel_job",
+    "create_alert_rule",
+    "put_alert_rule",
+    "delete_alert_rule",
+    "resend_alert",
     "begin_reembed",
     "cancel_reembed",
     "rekey",
@@ -45,6 +49,8 @@ Action = Literal[
     "forget_merge",
     "move_faces",
     "import",
+    "add_sighting",
+    "put_sighting_settings",
     "calibrate",
     "use_calibration",
 ]
@@ -57,10 +63,10 @@ class AuditEvent:
     """An action, its time in seconds since 1970, its `actor` (an API key's id), and the ids it applies to.
 
     An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. A re-embedding
-    is of all faces of the collection; `faces` names the feedback that it discards. Faces of feedback have negative
-    ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or the token of a job,
-    a re-embedding, a merge or a calibration; without `of`, the embedder's own calibration is used again. An import of a
-    whole gallery is `of` the hash of the last line of that gallery's log.
+    is of all faces of the collection; `faces` names the feedback that it discards. Feedback and sightings are among the
+    faces, with negative ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or
+    the token of a job, a re-embedding, a merge or a calibration; without `of`, the embedder's own calibration is used
+    again. An import of a whole gallery is `of` the hash of the last line of that gallery's log.
 
     Raises:
         InvalidError: `actor` or `of` is not an id, and could be a person's name.

@@ -182,8 +182,8 @@ def pages(read: Callable[[T], list[U]], first: T, position: Callable[[U], T]) ->
     """Yield pages of rows; `read` returns those behind a position."""
     after = first
     while rows := read(after):
+        after = position(rows[-1])  # before the caller can change the row
         yield rows
-        after = position(rows[-1])
 
 
 def _scaled(vector: bytes, dimensions: int) -> bytes:

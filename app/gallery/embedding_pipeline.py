@@ -180,10 +180,13 @@ class ImageEmbedder:
 
 def encode_crop(face: EmbeddedFace) -> bytes | None:
     """Return the aligned face as WebP of 112x112 pixels, or None for a whole image."""
-    if face.aligned is None:
-        return None
+    return None if face.aligned is None else encode_photo(Image.fromarray(face.aligned.crop))
+
+
+def encode_photo(image: Image.Image) -> bytes:
+    """Return an RGB image as WebP, without metadata."""
     buffer = io.BytesIO()
-    Image.fromarray(face.aligned.crop).save(buffer, "WEBP", quality=CROP_QUALITY)
+    image.save(buffer, "WEBP", quality=CROP_QUALITY)
     return buffer.getvalue()
 
 

@@ -104,7 +104,7 @@ IdempotencyKey = Annotated[
         pattern=r"^[!-~]{1,128}$",
         description=(
             "A text that the caller chooses for this request, such as a random UUID. A repeated request with the same"
-            " key, within a day, returns the faces of the first and enrols nothing; 409 if its images or parameters"
+            " key, within a day, returns the result of the first and stores nothing; 409 if its images or parameters"
             " differ. Each image is enrolled once, also if only some of the images were enrolled."
         ),
     ),

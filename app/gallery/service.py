@@ -192,7 +192,7 @@ class GalleryService(GalleryAccess):
         Raises:
             NotFound.
         """
-        return ErasureReceipt.from_receipt(await self._read(lambda: self._gallery.receipt(token)))
+        return self._receipt_response(await self._read(lambda: self._gallery.receipt(token)))
 
     async def enrol(
         self,

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-from index.maintenance_rounds import LEASE, LEASE_S, MaintenanceRounds
+from index.engine.maintenance import LEASE, LEASE_S, MaintenanceRounds
 from index.postgres import hnsw
 from index.postgres.curation.curation import forget_ended
 from index.postgres.gallery import RETENTION, GalleryComponent, PostgresGallery, remove_subjects
+from index.postgres.sightings.sightings import erase_expired as erase_expired_sightings
 from index.postgres.store import (
     collection_records,
     erasure_records,
@@ -63,6 +64,8 @@ class PostgresMaintenance(GalleryComponent, MaintenanceRounds):
             self._erase_expired()
         with self._step("merges"):
             self.database.write(lambda db: forget_ended(db, self.database.now(db)))
+        with self._step("sightings"):
+            erase_expired_sightings(self.database)
         with self._step("idempotency keys"):
             self.database.write(self._delete_old_keys)
         with self._step("erasures"):

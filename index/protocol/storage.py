@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
 from index.protocol.calibrations import Calibrations
 from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
 from index.protocol.reembedding import Reembeddings, ReembeddingWorker
+from index.protocol.sightings import Sightings
 from index.protocol.transfer import Transfer
 
 
@@ -40,6 +42,21 @@ class Storage(Protocol):
         ...
 
     @property
+    def alert_rules(self) -> AlertRules:
+        """The rules of alerts."""
+        ...
+
+    @property
+    def alerts(self) -> Alerts:
+        """The alerts that the rules caused."""
+        ...
+
+    @property
+    def alert_outbox(self) -> AlertOutbox:
+        """The pending deliveries of alerts, for this process."""
+        ...
+
+    @property
     def searches(self) -> Searches:
         """Searches of the gallery."""
         ...
@@ -52,6 +69,11 @@ class Storage(Protocol):
     @property
     def curation(self) -> Curation:
         """Merges and moves of the gallery's subjects and faces."""
+        ...
+
+    @property
+    def sightings(self) -> Sightings:
+        """The sightings of the gallery's collections."""
         ...
 
     @property

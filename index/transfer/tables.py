@@ -96,6 +96,7 @@ RECEIPTS = TableFormat(
         Column("receipt", "string", "token"),
         Column("subjects", "int64", "subjects"),
         Column("faces", "int64", "faces"),
+        Column("sightings", "int64", "sightings"),
         Column("requested_at", "float64", "requested_at"),
         Column("erased_at", "float64", "erased_at", True),
     ),

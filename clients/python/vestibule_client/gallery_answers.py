@@ -116,14 +116,20 @@ class Enrolment(Answer):
 
 
 class ErasureReceipt(Answer):
-    """An erasure; `status` is `scrubbing` until no file contains the data any more, then `erased`."""
+    """An erasure; `status` is `scrubbing` until no file contains the data any more, then `erased`.
+
+    `backups_until` is when the last backup that may contain the data is deleted; None while `scrubbing`, or if the
+    operator has not stated how long backups are kept.
+    """
 
     id: str
     status: str
     subjects: int
     faces: int
+    sightings: int = 0
     requested_at: datetime
     erased_at: datetime | None
+    backups_until: datetime | None = None
 
 
 class Candidate(Answer):

@@ -13,8 +13,8 @@ from index.embedded.encryption import rewrap
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.ledger import BUSY_MS
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.engine.maintenance import LEASE_S
 from index.errors import GalleryError
-from index.maintenance_rounds import LEASE_S
 from index.operator_key import OperatorKey
 
 _SCRUB_TRIES = 25  # of a fifth of a second each, while readers use the write-ahead log

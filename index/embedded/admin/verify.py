@@ -28,8 +28,8 @@ from index.embedded.store import (
 from index.embedded.tasks.maintenance import VECTORS_PER_CHECK, ReadVectors
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
+from index.engine.maintenance import LEASE, LEASE_S
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError
-from index.maintenance_rounds import LEASE, LEASE_S
 from index.operator_key import OVERHEAD
 from index.types import Collection, Ints
 from index.validation import EARLIEST, are_unit

@@ -9,9 +9,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import apsw
 
-from index.committing import CommittingDecorator, EngineChange
 from index.embedded.store import idempotency_records
 from index.embedded.store.ledger import Ledger, Write
+from index.engine.committing import CommittingDecorator, EngineChange
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -17,7 +17,10 @@ from index.types import CountedSubject, Subject
 from index.validation import check_subject, normalised, normalised_metadata, read_object
 
 # Columns from which `read_subject` makes a Subject.
-COLUMNS = "subjects.id, subjects.key, name, metadata, subjects.sealed, subjects.created_at, expires_at"
+COLUMNS = (
+    "subjects.id, subjects.key, subjects.name, subjects.metadata, subjects.sealed, subjects.created_at,"
+    " subjects.expires_at"
+)
 _SUBJECT = f"SELECT {COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"  # noqa: S608
 
 

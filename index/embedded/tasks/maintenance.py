@@ -19,13 +19,14 @@ from index.embedded.audit import log as audit
 from index.embedded.curation.curation import forget_ended
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
+from index.embedded.sightings.sightings import erase_expired
 from index.embedded.store import collection_records, erasure_records, idempotency_records, lease_records, vector_records
 from index.embedded.store.vector_records import FaceVectors, InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
 from index.embedded.vectors.ivf import SAMPLE_PER_CENTROID, Ivf
+from index.engine.maintenance import LEASE, LEASE_S, MaintenanceRounds
 from index.errors import ConflictError, CorruptError
 from index.folders import sync_folder
-from index.maintenance_rounds import LEASE, LEASE_S, MaintenanceRounds
 from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
 
@@ -100,6 +101,8 @@ class Maintenance(GalleryComponent, MaintenanceRounds):
             self.ledger.write(idempotency_records.delete_old)
             # Enrolments also delete expired subjects, without writing tombstones.
             self.tombstones.append_new(self.ledger.reader())
+        with self._step("sightings"):
+            erase_expired(self.ledger, self.gallery.clock())
         for collection in self.gallery.collections(limit=-1):
             with self._step(f"collection {collection.id}"):
                 current = self._scale_vectors(collection)

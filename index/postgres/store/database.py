@@ -26,7 +26,7 @@ from psycopg.types.numeric import IntDumper, IntNumeric, IntNumericDumper
 from psycopg.types.string import StrDumperUnknown
 from psycopg_pool import ConnectionPool
 
-from index.committing import CommittingDecorator, EngineChange
+from index.engine.committing import CommittingDecorator, EngineChange
 from index.errors import ConflictError, DiskFullError, InvalidError, UnavailableError
 from index.postgres.store import migrations
 from index.postgres.store.sealing import Lookups, seal_with, unseal
@@ -99,7 +99,7 @@ class Database:
             min_size=1,
             max_size=MAX_CONNECTIONS,
             timeout=CONNECT_S,
-            configure=self._configure,
+            configure=self.configure,
             check=ConnectionPool.check_connection,
             open=True,
         )
@@ -110,7 +110,8 @@ class Database:
         self._writers.shutdown()
         self._pool.close()
 
-    def _configure(self, connection: Connection) -> None:
+    def configure(self, connection: Connection) -> None:
+        """Prepare a new connection to this database, or to a copy of it."""
         # Whatever the server's default is: a change that waited for another one reads what that committed.
         connection.isolation_level = IsolationLevel.READ_COMMITTED
         connection.lookups = self._lookups

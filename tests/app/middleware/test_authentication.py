@@ -32,9 +32,9 @@ from app.settings import Settings
 from index.factory import open_keys, open_service_state
 from tests.app.asgi import http_scope, respond
 from tests.app.conftest import BASE_URL, Clock, until
-from tests.index.postgres_server import database_url, postgres_server
+from tests.index.postgres_server import database_url, database_urls, postgres_server
 
-__all__ = ["database_url", "postgres_server"]
+__all__ = ["database_url", "database_urls", "postgres_server"]
 
 # Written by hand, so that a scope changes only deliberately. "" is open.
 EXPECTED: dict[str, str] = {
@@ -67,7 +67,11 @@ EXPECTED: dict[str, str] = {
         GET /collections/{collection}/jobs/{job}/items  DELETE /collections/{collection}/jobs/{job}
         POST /collections/{collection}/reembed  GET /collections/{collection}/reembed
         DELETE /collections/{collection}/reembed  GET /erasures/{receipt}
+        GET /collections/{collection}/sighting-settings  PUT /collections/{collection}/sighting-settings
+        DELETE /sightings/{sighting}
     """,
+    "observe": "POST /sightings",
+    "review": "GET /sightings  GET /sightings/{sighting}  GET /sightings/{sighting}/crop",
     "admin": "POST /models/{name}/reload  GET /metrics",
 }
 
@@ -109,7 +113,7 @@ def key(keys: ApiKeys, *scopes: Scope, **limits: Any) -> dict[str, str]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("state")
     app, keys = create_app(Settings(state=state)), ApiKeys(open_keys(state))
-    app.state.gallery = app.state.generation = NotStarted()
+    app.state.gallery = app.state.sightings = app.state.generation = NotStarted()
     app.openapi_schema = {"openapi": "3.1.0"}  # building it takes seconds
     headers = {"wrong": {"authorization": "Bearer vst_" + "A" * 43}, "expired": key(keys, *SCOPES, expires_at=1.0)}
     headers["revoked"] = key(keys, *SCOPES)

@@ -10,28 +10,49 @@ from pathlib import Path
 
 import pytest
 
+from index.embedded.alerts import alerts as embedded_alerts
 from index.embedded.calibration.calibrations import Calibrations as EmbeddedCalibrations
 from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
 from index.embedded.query.search import Searches as EmbeddedSearches
+from index.embedded.sightings.sightings import Sightings as EmbeddedSightings
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
+from index.postgres.alerts import alerts as postgres_alerts
 from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
+from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
+from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store.database import Database
-from index.protocol import Calibrations, Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
+from index.protocol import (
+    AlertOutbox,
+    AlertRules,
+    Alerts,
+    AuditLog,
+    Calibrations,
+    Curation,
+    Feedback,
+    Gallery,
+    Reembeddings,
+    ReembeddingWorker,
+    Searches,
+    Sightings,
+)
 from tests.index.people import Clock, maintain
 
 
 @dataclass
 class Engine:
-    """`index`: build the approximate index of a collection, which has at least 16 faces."""
+    """`index`: build the approximate index of a collection, which has at least 16 faces.
+
+    `maintain`: run a round of maintenance. `audit`: the audit log.
+    """
 
     name: str
     gallery: Gallery
@@ -42,6 +63,12 @@ class Engine:
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
+    sightings: Sightings
+    alert_rules: AlertRules
+    alerts: Alerts
+    new_outbox: Callable[[], AlertOutbox]
+    maintain: Callable[[], object]
+    audit: AuditLog
 
 
 def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
@@ -57,6 +84,12 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
+            EmbeddedSightings(gallery, [embedded_alerts.store_alerts]),
+            embedded_alerts.AlertRules(gallery),
+            embedded_alerts.Alerts(gallery),
+            partial(embedded_alerts.AlertOutbox, gallery),
+            partial(maintain, gallery),
+            gallery.audit,
         )
 
 
@@ -73,6 +106,12 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
+            PostgresSightings(gallery, [postgres_alerts.store_alerts]),
+            postgres_alerts.PostgresAlertRules(gallery),
+            postgres_alerts.PostgresAlerts(gallery),
+            partial(postgres_alerts.PostgresAlertOutbox, gallery),
+            PostgresMaintenance(gallery).run,
+            gallery.audit,
         )
 
 

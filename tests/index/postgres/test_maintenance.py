@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from index import maintenance_rounds as rounds
+from index.engine import maintenance as rounds
+from index.engine.maintenance import LEASE_S
 from index.errors import ConflictError, GalleryError, MaintenanceError, NotFoundError, UnavailableError
-from index.maintenance_rounds import LEASE_S
 from index.postgres import hnsw
 from index.postgres import maintenance as postgres_maintenance
 from index.postgres.gallery import PostgresGallery

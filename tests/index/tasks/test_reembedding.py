@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from index.embedded.admin import parquet as transfer
 from index.embedded.admin import verify as integrity
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
@@ -302,24 +301,6 @@ def test_a_restored_reembedding_continues_without_erased_faces(
         assert stage(other, reembedding) == 3
         assert other.switch(reembedding) == 0
         assert nearest(restored, NEW[1:6]) == names(1, 2, 3, 4, 5)
-
-
-def test_an_export_fails_if_the_pipeline_changes(
-    gallery: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enrol(gallery, *range(4))
-    record_batch = transfer._record_batch
-
-    def switch_and_batch(*arguments: Any) -> Any:
-        if gallery.collection("doors").generation == 0:
-            switched(Reembeddings(gallery), ReembeddingWorker(gallery))
-        return record_batch(*arguments)
-
-    monkeypatch.setattr(transfer, "_record_batch", switch_and_batch)
-    with pytest.raises(ConflictError, match="meanwhile"):
-        transfer.export_collection(gallery, "doors", tmp_path / "doors.parquet")
-    assert not (tmp_path / "doors.parquet").exists()
-    assert transfer.export_collection(gallery, "doors", tmp_path / "doors.parquet") == 4
 
 
 @pytest.mark.parametrize("how", ["switched", "dropped"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from index.engine.repeater import Repeater
 from index.errors import ConflictError, LockedError, MaintenanceError
 
 LEASE, LEASE_S = "maintenance", 60.0
@@ -56,17 +56,13 @@ class MaintenanceRounds(ABC):
     @contextmanager
     def _heartbeat(self) -> Iterator[None]:
         """Renew the lease from a thread, so that it does not expire during a long step."""
-        done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(LEASE_S / 4):
-                with self._step("lease"):
-                    self._renew_lease()
+            with self._step("lease"):
+                self._renew_lease()
 
-        thread = threading.Thread(target=beat, name="lease", daemon=True)
-        thread.start()
+        repeater = Repeater("lease", LEASE_S / 4, beat)
         try:
             yield
         finally:
-            done.set()
-            thread.join()
+            repeater.close()
