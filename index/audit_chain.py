@@ -47,6 +47,8 @@ Action = Literal[
     "import",
     "add_sighting",
     "put_sighting_settings",
+    "allow_pseudonyms",
+    "forbid_pseudonyms",
 ]
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HASH_LENGTH = hashlib.sha256().digest_size * 2

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import apsw
+import numpy as np
 
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store import subject_records
 from index.embedded.store.ledger import Row
 from index.errors import NotFoundError
-from index.sightings import NewSighting, Sighting, SightingFilter, SightingSettings, new_ids
+from index.sightings import (
+    NewSighting,
+    RecognisedFace,
+    Sighting,
+    SightingFilter,
+    SightingSettings,
+    UnknownFace,
+    named,
+    new_ids,
+)
+from index.types import Collection
+from index.validation import unit_vectors
 
 MAX_POSITION = 2**63 - 1
 
@@ -23,6 +35,7 @@ WHERE sightings.expires_at > :now AND (subjects.expires_at IS NULL OR subjects.e
 _CONDITIONS = {
     "camera": "camera = :camera",
     "subject_id": "sightings.subject_id = :subject_id",
+    "pseudonym": "pseudonym = :pseudonym",
     "unknown": "(sightings.subject_id IS NULL) = :unknown",
     "since": "ended_at >= :since",
     "until": "started_at < :until",
@@ -51,19 +64,50 @@ def insert(
     collection_id: int,
     subject_id: int | None,
     sighting: NewSighting,
+    recognised: RecognisedFace | None,
     now: float,
     expires_at: float,
 ) -> str:
     """Insert a checked sighting of this subject (None: an unknown person) and return its token."""
     number, token = new_ids()
-    crop = None if sighting.crop is None else cipher_of(db, collection_id).encrypt(sighting.crop, "crop", -number)
+    cipher, pseudonym, vector = cipher_of(db, collection_id), None, None
+    if recognised is not None:
+        pseudonym = recognised.pseudonym
+        vector = cipher.encrypt(recognised.vector.astype("<f4").tobytes(), "vector", -number)
+    crop = None if sighting.crop is None else cipher.encrypt(sighting.crop, "crop", -number)
+    values = (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, pseudonym, vector, crop)
     db.execute(
-        "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
-        " probability, distance, fpir, threshold, created_at, expires_at, crop)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, crop),
+        "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"  # noqa: S608
+        " probability, distance, fpir, threshold, created_at, expires_at, pseudonym, vector, crop)"
+        f" VALUES ({', '.join('?' * len(values))})",
+        values,
     )
     return token
+
+
+def recognise(db: apsw.Connection, collection: Collection, face: UnknownFace, now: float) -> RecognisedFace:
+    """Return the face with the pseudonym of the most similar stored face, or a new one.
+
+    Raises:
+        InvalidError: see `unit_vectors`.
+    """
+    cipher, (vector,) = cipher_of(db, collection.id), unit_vectors(face.vector[None], collection.dimensions)
+    rows: list[Row] = db.execute(
+        "SELECT id, vector, pseudonym FROM sightings"
+        " WHERE collection_id = ? AND expires_at > ? AND vector IS NOT NULL ORDER BY position",
+        (collection.id, now),
+    ).fetchall()
+    stored = b"".join(cipher.decrypt(encrypted, "vector", -number) for number, encrypted, _ in rows)
+    similarities = np.frombuffer(stored, "<f4").reshape(len(rows), collection.dimensions) @ vector
+    nearest = (rows[int(similarities.argmax())][2], similarities.max()) if rows else None
+    return named(vector, face, len(rows), nearest)
+
+
+def forget_faces(db: apsw.Connection, collection_id: int) -> int:
+    """Delete all pseudonyms and vectors of the collection's sightings, and return the number of vectors."""
+    count = db.execute("SELECT count(vector) FROM sightings WHERE collection_id = ?", (collection_id,)).get
+    db.execute("UPDATE sightings SET pseudonym = NULL, vector = NULL WHERE collection_id = ?", (collection_id,))
+    return int(count)
 
 
 def find(db: apsw.Connection, token: str, now: float) -> tuple[int, Sighting]:
@@ -98,6 +142,7 @@ def page(
     values = {
         "camera": where.camera,
         "subject_id": None if subject is None else subject.id,
+        "pseudonym": where.pseudonym,
         "unknown": where.unknown,
         "since": where.since,
         "until": where.until,

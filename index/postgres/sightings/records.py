@@ -8,7 +8,18 @@ from index.errors import NotFoundError
 from index.postgres.store import subject_records
 from index.postgres.store.database import MAX_INT, Connection, Row, scalar
 from index.postgres.store.sealing import seal, unseal
-from index.sightings import NewSighting, Sighting, SightingFilter, SightingSettings, new_ids
+from index.sightings import (
+    NewSighting,
+    RecognisedFace,
+    Sighting,
+    SightingFilter,
+    SightingSettings,
+    UnknownFace,
+    named,
+    new_ids,
+)
+from index.types import Collection
+from index.validation import unit_vectors
 
 _SIGHTING = f"""
 SELECT camera, started_at, ended_at, frames, probability, distance, fpir, threshold, position, sightings.id, token,
@@ -20,6 +31,7 @@ WHERE sightings.expires_at > %(now)s AND (subjects.expires_at IS NULL OR subject
 _CONDITIONS = {
     "camera": "camera = %(camera)s",
     "subject_id": "sightings.subject_id = %(subject_id)s",
+    "pseudonym": "pseudonym = %(pseudonym)s",
     "unknown": "(sightings.subject_id IS NULL) = %(unknown)s",
     "since": "ended_at >= %(since)s",
     "until": "started_at < %(until)s",
@@ -43,21 +55,57 @@ def _sighting(row: Row) -> Sighting:
 
 
 def insert(
-    db: Connection, collection_id: int, subject_id: int | None, sighting: NewSighting, now: float, expires_at: float
+    db: Connection,
+    collection_id: int,
+    subject_id: int | None,
+    sighting: NewSighting,
+    recognised: RecognisedFace | None,
+    now: float,
+    expires_at: float,
 ) -> str:
     """Insert a checked sighting of this subject (None: an unknown person) and return its token.
 
     Lock the settings first.
     """
     number, token = new_ids()
+    face = (None, None) if recognised is None else (recognised.pseudonym, recognised.vector)
     sealed = (None, None) if sighting.crop is None else seal(sighting.crop)
+    values = (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, *face, *sealed)
     db.execute(
-        "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
-        " probability, distance, fpir, threshold, created_at, expires_at, seal, crop)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, *sealed),
+        sql.SQL(
+            "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
+            " probability, distance, fpir, threshold, created_at, expires_at, pseudonym, vector, seal, crop)"
+            " VALUES ({})"
+        ).format(sql.SQL(", ").join([sql.Placeholder()] * len(values))),
+        values,
     )
     return token
+
+
+def recognise(db: Connection, collection: Collection, face: UnknownFace, now: float) -> RecognisedFace:
+    """Return the face with the pseudonym of the most similar stored face, or a new one.
+
+    Lock the settings first.
+
+    Raises:
+        InvalidError: see `unit_vectors`.
+    """
+    (vector,) = unit_vectors(face.vector[None], collection.dimensions)
+    of_collection = "FROM sightings WHERE collection_id = %s AND expires_at > %s AND vector IS NOT NULL"
+    count = scalar(db, sql.SQL(f"SELECT count(*) {of_collection}"), (collection.id, now))
+    nearest = db.execute(
+        sql.SQL(f"SELECT pseudonym, -(vector <#> %s) {of_collection} ORDER BY 2 DESC, position LIMIT 1"),
+        (vector, collection.id, now),
+    ).fetchone()
+    return named(vector, face, count, nearest and (nearest[0], nearest[1]))
+
+
+def forget_faces(db: Connection, collection_id: int) -> int:
+    """Delete all pseudonyms and vectors of the collection's sightings, and return the number of vectors."""
+    return db.execute(
+        "UPDATE sightings SET pseudonym = NULL, vector = NULL WHERE collection_id = %s AND vector IS NOT NULL",
+        (collection_id,),
+    ).rowcount
 
 
 def find(db: Connection, token: str, now: float) -> Sighting:
@@ -91,6 +139,7 @@ def page(
     values = {
         "camera": where.camera,
         "subject_id": None if subject is None else subject.id,
+        "pseudonym": where.pseudonym,
         "unknown": where.unknown,
         "since": where.since,
         "until": where.until,

@@ -26,7 +26,6 @@ STEP = """
         created_at REAL NOT NULL,
         expires_at REAL NOT NULL,
         pseudonym TEXT,
-        generation INTEGER,
         vector BLOB,
         crop BLOB
     ) STRICT;

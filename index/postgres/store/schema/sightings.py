@@ -27,7 +27,6 @@ _TABLES = """
         created_at double precision NOT NULL,
         expires_at double precision NOT NULL,
         pseudonym text,
-        generation integer,
         vector vector,
         seal bytea,
         crop bytea,
