@@ -53,9 +53,10 @@ _ROW_FAULTS = {
     " OR faces.collection_id != reembedded.collection_id",
     "sightings are in another collection than their subject": "SELECT count(*) FROM sightings"
     " JOIN subjects ON subjects.id = subject_id WHERE sightings.collection_id != subjects.collection_id",
-    "vectors of sightings do not fit their collection": "SELECT count(*) FROM sightings"  # noqa: S608  of constants
-    " JOIN collections ON collections.id = collection_id"
-    f" WHERE vector IS NOT NULL AND length(vector) != 4 * dimensions + {OVERHEAD} * encrypted",
+    "vectors of sightings do not fit their collection": "SELECT count(*) FROM sighting_faces"  # noqa: S608  constants
+    " JOIN sightings ON sightings.id = sighting_id JOIN collections ON collections.id = sightings.collection_id"
+    f" WHERE length(vector) != 4 * dimensions + {OVERHEAD} * encrypted"
+    " OR sighting_faces.collection_id != sightings.collection_id",
     "vectors of feedback do not fit their collection": "SELECT count(*) FROM rejections"  # noqa: S608  of constants
     " JOIN subjects ON subjects.id = subject_id JOIN collections ON collections.id = subjects.collection_id"
     " LEFT JOIN reembeddings ON reembeddings.collection_id = collections.id"

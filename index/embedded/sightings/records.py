@@ -26,10 +26,12 @@ MAX_POSITION = 2**63 - 1
 
 _SIGHTING = f"""
 SELECT sightings.collection_id, camera, started_at, ended_at, frames, probability, distance, fpir, threshold, position,
-    sightings.id, token, collections.name, sightings.created_at, sightings.expires_at, crop IS NOT NULL, pseudonym,
+    sightings.id, token, collections.name, sightings.created_at, sightings.expires_at,
+    EXISTS (SELECT 1 FROM sighting_crops WHERE sighting_id = sightings.id), pseudonym,
     {subject_records.COLUMNS}
 FROM sightings JOIN collections ON collections.id = sightings.collection_id
     LEFT JOIN subjects ON subjects.id = sightings.subject_id
+    LEFT JOIN sighting_faces ON sighting_id = sightings.id
 WHERE sightings.expires_at > :now AND (subjects.expires_at IS NULL OR subjects.expires_at > :now)
 """  # noqa: S608  constants
 _CONDITIONS = {
@@ -70,18 +72,20 @@ def insert(
 ) -> str:
     """Insert a checked sighting of this subject (None: an unknown person) and return its token."""
     number, token = new_ids()
-    cipher, pseudonym, vector = cipher_of(db, collection_id), None, None
-    if recognised is not None:
-        pseudonym = recognised.pseudonym
-        vector = cipher.encrypt(recognised.vector.astype("<f4").tobytes(), "vector", -number)
-    crop = None if sighting.crop is None else cipher.encrypt(sighting.crop, "crop", -number)
-    values = (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, pseudonym, vector, crop)
+    cipher = cipher_of(db, collection_id)
     db.execute(
-        "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"  # noqa: S608
-        " probability, distance, fpir, threshold, created_at, expires_at, pseudonym, vector, crop)"
-        f" VALUES ({', '.join('?' * len(values))})",
-        values,
+        "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
+        " probability, distance, fpir, threshold, created_at, expires_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at),
     )
+    if sighting.crop is not None:
+        crop = cipher.encrypt(sighting.crop, "crop", -number)
+        db.execute("INSERT INTO sighting_crops VALUES (?, ?)", (number, crop))
+    if recognised is not None:
+        vector = cipher.encrypt(recognised.vector.astype("<f4").tobytes(), "vector", -number)
+        face = (number, collection_id, recognised.pseudonym, vector)
+        db.execute("INSERT INTO sighting_faces VALUES (?, ?, ?, ?)", face)
     return token
 
 
@@ -93,8 +97,8 @@ def recognise(db: apsw.Connection, collection: Collection, face: UnknownFace, no
     """
     cipher, (vector,) = cipher_of(db, collection.id), unit_vectors(face.vector[None], collection.dimensions)
     rows: list[Row] = db.execute(
-        "SELECT id, vector, pseudonym FROM sightings"
-        " WHERE collection_id = ? AND expires_at > ? AND vector IS NOT NULL ORDER BY position",
+        "SELECT id, vector, pseudonym FROM sighting_faces JOIN sightings ON sightings.id = sighting_id"
+        " WHERE sighting_faces.collection_id = ? AND expires_at > ? ORDER BY position",
         (collection.id, now),
     ).fetchall()
     stored = b"".join(cipher.decrypt(encrypted, "vector", -number) for number, encrypted, _ in rows)
@@ -105,9 +109,8 @@ def recognise(db: apsw.Connection, collection: Collection, face: UnknownFace, no
 
 def forget_faces(db: apsw.Connection, collection_id: int) -> int:
     """Delete all pseudonyms and vectors of the collection's sightings, and return the number of vectors."""
-    count = db.execute("SELECT count(vector) FROM sightings WHERE collection_id = ?", (collection_id,)).get
-    db.execute("UPDATE sightings SET pseudonym = NULL, vector = NULL WHERE collection_id = ?", (collection_id,))
-    return int(count)
+    db.execute("DELETE FROM sighting_faces WHERE collection_id = ?", (collection_id,))
+    return db.changes()
 
 
 def find(db: apsw.Connection, token: str, now: float) -> tuple[int, Sighting]:
@@ -166,9 +169,9 @@ def crop(db: apsw.Connection, token: str, now: float) -> bytes:
         NotFoundError: there is no such sighting, or it has no best shot.
     """
     collection_id, sighting = find(db, token, now)
-    if not sighting.has_crop:
+    stored = db.execute("SELECT data FROM sighting_crops WHERE sighting_id = ?", (sighting.id,)).get
+    if stored is None:
         raise NotFoundError("the sighting has no best shot")
-    stored = db.execute("SELECT crop FROM sightings WHERE id = ?", (sighting.id,)).get
     return cipher_of(db, collection_id).decrypt(stored, "crop", -sighting.id)
 
 

@@ -23,9 +23,11 @@ from index.validation import unit_vectors
 
 _SIGHTING = f"""
 SELECT camera, started_at, ended_at, frames, probability, distance, fpir, threshold, position, sightings.id, token,
-    collections.name, sightings.created_at, sightings.expires_at, crop IS NOT NULL, pseudonym, {subject_records.COLUMNS}
+    collections.name, sightings.created_at, sightings.expires_at,
+    EXISTS (SELECT FROM sighting_crops WHERE sighting_id = sightings.id), pseudonym, {subject_records.COLUMNS}
 FROM sightings JOIN collections ON collections.id = sightings.collection_id
     LEFT JOIN subjects ON subjects.id = sightings.subject_id
+    LEFT JOIN sighting_faces ON sighting_id = sightings.id
 WHERE sightings.expires_at > %(now)s AND (subjects.expires_at IS NULL OR subjects.expires_at > %(now)s)
 """  # noqa: S608  constants
 _CONDITIONS = {
@@ -68,17 +70,20 @@ def insert(
     Lock the settings first.
     """
     number, token = new_ids()
-    face = (None, None) if recognised is None else (recognised.pseudonym, recognised.vector)
-    sealed = (None, None) if sighting.crop is None else seal(sighting.crop)
-    values = (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, *face, *sealed)
     db.execute(
-        sql.SQL(
-            "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
-            " probability, distance, fpir, threshold, created_at, expires_at, pseudonym, vector, seal, crop)"
-            " VALUES ({})"
-        ).format(sql.SQL(", ").join([sql.Placeholder()] * len(values))),
-        values,
+        "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
+        " probability, distance, fpir, threshold, created_at, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at),
     )
+    if sighting.crop is not None:
+        statement = "INSERT INTO sighting_crops (sighting_id, seal, crop) VALUES (%s, %s, %s)"
+        db.execute(statement, (number, *seal(sighting.crop)))
+    if recognised is not None:
+        db.execute(
+            "INSERT INTO sighting_faces (sighting_id, collection_id, pseudonym, vector) VALUES (%s, %s, %s, %s)",
+            (number, collection_id, recognised.pseudonym, recognised.vector),
+        )
     return token
 
 
@@ -91,7 +96,10 @@ def recognise(db: Connection, collection: Collection, face: UnknownFace, now: fl
         InvalidError: see `unit_vectors`.
     """
     (vector,) = unit_vectors(face.vector[None], collection.dimensions)
-    of_collection = "FROM sightings WHERE collection_id = %s AND expires_at > %s AND vector IS NOT NULL"
+    of_collection = (
+        "FROM sighting_faces JOIN sightings ON sightings.id = sighting_id"
+        " WHERE sighting_faces.collection_id = %s AND expires_at > %s"
+    )
     count = scalar(db, sql.SQL(f"SELECT count(*) {of_collection}"), (collection.id, now))
     nearest = db.execute(
         sql.SQL(f"SELECT pseudonym, -(vector <#> %s) {of_collection} ORDER BY 2 DESC, position LIMIT 1"),
@@ -102,10 +110,7 @@ def recognise(db: Connection, collection: Collection, face: UnknownFace, now: fl
 
 def forget_faces(db: Connection, collection_id: int) -> int:
     """Delete all pseudonyms and vectors of the collection's sightings, and return the number of vectors."""
-    return db.execute(
-        "UPDATE sightings SET pseudonym = NULL, vector = NULL WHERE collection_id = %s AND vector IS NOT NULL",
-        (collection_id,),
-    ).rowcount
+    return db.execute("DELETE FROM sighting_faces WHERE collection_id = %s", (collection_id,)).rowcount
 
 
 def find(db: Connection, token: str, now: float) -> Sighting:
@@ -165,7 +170,7 @@ def crop(db: Connection, token: str, now: float) -> bytes:
         NotFoundError: there is no such sighting, or it has no best shot. CorruptError: the best shot is damaged.
     """
     sighting = find(db, token, now)
-    row = db.execute("SELECT seal, crop FROM sightings WHERE id = %s AND crop IS NOT NULL", (sighting.id,)).fetchone()
+    row = db.execute("SELECT seal, crop FROM sighting_crops WHERE sighting_id = %s", (sighting.id,)).fetchone()
     if row is None:
         raise NotFoundError("the sighting has no best shot")
     return unseal(*row)
