@@ -7,7 +7,7 @@ import inspect
 import ipaddress
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -97,7 +97,9 @@ class Client:
             time.sleep(wait)
             attempt += 1
 
-    def alert_events(self, collection: str | None = None, *, last_id: str | None = None) -> Iterator[AlertEvent]:
+    def alert_events(
+        self, collection: str | None = None, *, last_id: str | None = None
+    ) -> Generator[AlertEvent, None, None]:
         """Yield alerts as they happen, of one collection or of all, until the iterator is closed.
 
         A connection that ends is opened again, and continues behind the last event. `last_id`: the id of the last event
@@ -227,7 +229,9 @@ class AsyncClient:
             await asyncio.sleep(wait)
             attempt += 1
 
-    def alert_events(self, collection: str | None = None, *, last_id: str | None = None) -> AsyncIterator[AlertEvent]:
+    def alert_events(
+        self, collection: str | None = None, *, last_id: str | None = None
+    ) -> AsyncGenerator[AlertEvent, None]:
         """Yield alerts as they happen; see `Client.alert_events`."""
         return read_stream_async(self._http, collection, last_id)
 
