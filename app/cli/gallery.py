@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.calibrate import calibrate, calibrations
 from app.cli.client import ApiKey, Url, connected
 from app.cli.terminal import fail, prepare_state_folder, progress_bar, read_settings, report_state_errors
 
@@ -299,6 +300,10 @@ def reembed(
     typer.echo(
         f"{collection} has vectors of {now.embedder}, {now.fingerprint}; erasure of the old vectors: {state.erasure}"
     )
+
+
+gallery_cli.command()(calibrate)
+gallery_cli.command()(calibrations)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 
 from index.errors import CorruptError
 from index.postgres.gallery import PostgresGallery
-from index.postgres.transfer.loading import PostgresTransfer
+from index.postgres.transfer.transfer import PostgresTransfer
 from index.records import FaceRecord, RejectionRecord
 from index.types import Collection
 from index.validation import EARLIEST, are_unit

@@ -135,7 +135,7 @@ def import_gallery(
         raise InvalidError(
             f"a database cannot have encrypted collections yet: import without {', '.join(map(repr, encrypted))}"
         )
-    loading = _Loading(transfer, folder, manifest, key)
+    loading = _CollectionImport(transfer, folder, manifest, key)
     for number, collection in chosen.items():
         loading.check(number, collection.dimensions)
     loading.check_receipts()
@@ -147,7 +147,7 @@ def import_gallery(
     return GalleryImport(manifest, collections, loading.load_receipts(done))
 
 
-class _Loading:
+class _CollectionImport:
     """Checks and loads the parts of an export."""
 
     def __init__(self, transfer: Transfer, folder: Path, manifest: ExportManifest, key: OperatorKey | None):

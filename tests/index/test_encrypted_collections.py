@@ -21,7 +21,7 @@ from index.embedded.query.search import Searches, selected_counts, selected_subj
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
 from index.embedded.tasks.reembedding import Reembeddings
-from index.embedded.transfer.loading import EmbeddedTransfer
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError

@@ -25,7 +25,7 @@ from index.embedded.query.search import Searches
 from index.embedded.store import vector_records
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
-from index.embedded.transfer.loading import EmbeddedTransfer
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.embedded.vectors.segment import Segment
 from index.errors import NotFoundError
 from index.operator_key import OperatorKey

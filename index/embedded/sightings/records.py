@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 import apsw
 
 from index.embedded.encryption import Cipher, cipher_of
@@ -76,6 +79,16 @@ def find(db: apsw.Connection, token: str, now: float) -> tuple[int, Sighting]:
     if row is None:
         raise NotFoundError("there is no such sighting")
     return row[0], _sighting(cipher_of(db, row[0]), row)
+
+
+def by_position(db: apsw.Connection, positions: Iterable[int], now: float) -> dict[int, Sighting]:
+    """Return the sightings with these positions, by position, without those that have expired at `now`."""
+    rows: list[Row] = db.execute(
+        f"{_SIGHTING} AND position IN (SELECT value FROM json_each(:positions))",  # noqa: S608  constants
+        {"now": now, "positions": json.dumps(list(positions))},
+    ).fetchall()
+    sightings = (_sighting(cipher_of(db, row[0]), row) for row in rows)
+    return {sighting.position: sighting for sighting in sightings}
 
 
 def page(

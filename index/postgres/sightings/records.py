@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from psycopg import sql
 
 from index.errors import NotFoundError
@@ -70,6 +72,13 @@ def find(db: Connection, token: str, now: float) -> Sighting:
     if row is None:
         raise NotFoundError("there is no such sighting")
     return _sighting(row)
+
+
+def by_position(db: Connection, positions: Iterable[int], now: float) -> dict[int, Sighting]:
+    """Return the sightings with these positions, by position, without those that have expired at `now`."""
+    values = {"now": now, "positions": list(positions)}
+    rows = db.execute(f"{_SIGHTING} AND position = ANY(%(positions)s)", values)
+    return {sighting.position: sighting for sighting in map(_sighting, rows)}
 
 
 def page(

@@ -20,7 +20,7 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Searches, selected_counts
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
-from index.embedded.transfer.loading import EmbeddedTransfer
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.operator_key import OperatorKey
 from index.transfer.collection_file import export_collection, import_collection

@@ -18,7 +18,7 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import face_records
 from index.embedded.transfer import snapshot
-from index.embedded.transfer.loading import EmbeddedTransfer
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
 from index.transfer import tables
 from index.transfer.collection_file import ImportResult, export_collection, import_collection
