@@ -19,6 +19,7 @@ from app.console import routes as console
 from app.faces import routes as faces
 from app.faces.service import Faces
 from app.gallery import routes as gallery
+from app.gallery.curation import routes as curation
 from app.gallery.maintenance import MaintenanceThread
 from app.gallery.service import GalleryService
 from app.generation import routes as generation
@@ -53,6 +54,7 @@ ROUTERS = (
     generation.router,
     restoration.router,
     gallery.router,
+    curation.router,
     models_api.router,
 )
 
@@ -85,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
             stack.callback(storage.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
-            gallery_service = app.state.gallery = GalleryService(predictor, storage)
+            gallery_service = app.state.gallery = GalleryService(predictor, storage, settings.merge_undo_s)
             maintenance = app.state.maintenance = MaintenanceThread(storage, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)

@@ -178,6 +178,7 @@ class Settings(BaseSettings):
     queue_size: Positive = 1024  # images waiting for one model
     max_batch: Positive = 32
     deadline_s: Seconds = 30.0
+    merge_undo_s: Seconds = 7 * 86_400.0  # how long a merge of subjects can be undone
     upkeep_s: Seconds = 5.0  # between two rounds of the gallery's maintenance
     stop_delay_s: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # SIGTERM until the port closes; not ready meanwhile
     drain_s: Positive = 20  # how long SIGTERM then waits for requests in progress

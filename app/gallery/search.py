@@ -1,33 +1,75 @@
-"""Search a collection for the faces of images, and verify images against one subject."""
+"""Search a collection for the faces of images, for vectors or enrolled faces; verify images against one subject."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from app.errors import Unprocessable
+from app.errors import Conflict, Unprocessable
+from app.faces.schemas import DetectedFace
 from app.faces.service import operating_point, operating_threshold
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
-from app.gallery.embedding_pipeline import EmbeddedFace
+from app.gallery.embedding_pipeline import EmbeddedFace, EmbeddingPipeline
 from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
 from app.gallery.search_schemas import (
     Candidate,
+    CandidateParams,
     Chosen,
     MetadataConditions,
     OneOf,
     Searched,
     SearchedCollection,
     SearchedFace,
+    SearchedVectors,
     SearchParams,
     SearchReason,
     SearchResponse,
     SubjectVerification,
     SubjectVerifyParams,
     Value,
+    VectorSearchParams,
 )
 from app.images.uploads import Images
-from index.types import Collection, Match
+from app.schemas import Failed
+from index.types import Floats, Match, SearchScope
+from index.validation import unit_vectors
+from models.card import ModelCard
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How the faces of a request are searched for: the collection as it was when the request began, and the rule."""
+
+    params: CandidateParams
+    scope: SearchScope
+    where: dict[str, list[Value]] | None
+    card: ModelCard
+    rule: DecisionRule
+
+    def response(self, data: Sequence[Searched | Failed]) -> SearchResponse:
+        """Return the response with these results."""
+        collection, usage, rule, matching = self.scope.collection, self.scope.usage, self.rule, self.card.matching
+        return SearchResponse(
+            collection=SearchedCollection(
+                name=collection.name,
+                subjects=usage.subjects,
+                faces=usage.faces,
+                exact=usage.exact,
+                chosen=_chosen(self.scope),
+            ),
+            threshold=1 - rule.threshold.similarity if rule.threshold else None,
+            operating_point=(
+                operating_point(rule.fmr, matching, rule.threshold)
+                if matching and rule.fmr and rule.threshold
+                else None
+            ),
+            fpir=self.params.fpir,
+            model=self.card.name,
+            version=self.card.version,
+            data=list(data),
+        )
 
 
 class GallerySearch(GalleryAccess):
@@ -41,47 +83,65 @@ class GallerySearch(GalleryAccess):
             VestibuleError: about the request, or about its only image. NotFound: no such collection. Conflict: its
             vectors are of another pipeline.
         """
-        where = None if params.where is None else _allowed_values(params.where)
-        scope = await self._read(lambda: self._storage.searches.scope(params.collection, where))
-        collection, usage = scope.collection, scope.usage
-        pipeline = await self._embedder.collection_pipeline(collection)
-        card, matching = pipeline.embedder.card, pipeline.embedder.card.matching
-        chosen = None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
-        size = chosen or usage
-        comparisons = size.faces if params.fusion == "best" else size.subjects
-        rule = DecisionRule.for_comparisons(matching, params.fpir, comparisons, extrapolate=params.extrapolate)
+        plan, pipeline = await self._plan(params)
 
         async def search_image(index: int, data: bytes) -> Searched:
             faces = await self._embedder.embed_image(pipeline, data)
             with conflict_as_pipeline_changed():
-                results = await self._read(lambda: self._identify(faces, collection, where, params, rule, actor))
+                results = await self._read(lambda: self._identify(faces, plan, params, actor))
                 return Searched(index=index, faces=results)
 
-        data = await self._embedder.predictor.for_each_image(images, search_image)
-        return SearchResponse(
-            collection=SearchedCollection(
-                name=collection.name, subjects=usage.subjects, faces=usage.faces, exact=usage.exact, chosen=chosen
-            ),
-            threshold=1 - rule.threshold.similarity if rule.threshold else None,
-            operating_point=(
-                operating_point(rule.fmr, matching, rule.threshold)
-                if matching and rule.fmr and rule.threshold
-                else None
-            ),
-            fpir=params.fpir,
-            model=card.name,
-            version=card.version,
-            data=data,
-        )
+        return plan.response(await self._embedder.predictor.for_each_image(images, search_image))
+
+    @retry_once
+    async def search_vectors(
+        self, body: SearchedVectors, params: VectorSearchParams, actor: str | None
+    ) -> SearchResponse:
+        """Return the candidates of each embedding, or of each enrolled face, without the subject that has that face.
+
+        Each is decided separately.
+
+        Raises:
+            NotFound: no such collection or face. Conflict: the collection has another pipeline than the embeddings.
+            Unprocessable: an embedding has another number of dimensions, or only zeros.
+        """
+        plan, _ = await self._plan(params)
+        if params.fingerprint is not None and params.fingerprint != plan.scope.collection.fingerprint:
+            raise Conflict(f"{params.collection!r} has the pipeline {plan.scope.collection.fingerprint}")
+
+        def search() -> list[Searched]:
+            if body.faces is not None:
+                enrolled = [self._storage.curation.face(params.collection, face) for face in body.faces]
+                vectors = np.concatenate([face.vectors for face in enrolled])
+                owners: Sequence[int | None] = [face.subject.id for face in enrolled]
+            else:
+                vectors = unit_vectors(body.embeddings or [], plan.scope.collection.dimensions)
+                owners = [None] * len(vectors)
+            decisions = self._decide(vectors, plan, actor, repeated=True, excluded=owners)
+            return [
+                Searched(index=index, faces=[_searched_face(None, decision, plan.rule, params.limit)])
+                for index, decision in enumerate(decisions)
+            ]
+
+        with conflict_as_pipeline_changed():
+            return plan.response(await self._read(search))
+
+    async def _plan(self, params: CandidateParams) -> tuple[SearchPlan, EmbeddingPipeline]:
+        """Return how to search the collection, and its pipeline.
+
+        Raises:
+            NotFound: no such collection. Conflict: its vectors are of another pipeline.
+        """
+        where = None if params.where is None else _allowed_values(params.where)
+        scope = await self._read(lambda: self._storage.searches.scope(params.collection, where))
+        pipeline = await self._embedder.collection_pipeline(scope.collection)
+        card, size = pipeline.embedder.card, _chosen(scope) or scope.usage
+        comparisons = size.faces if params.fusion == "best" else size.subjects
+        rule = DecisionRule.for_comparisons(card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
+        return SearchPlan(params, scope, where, card, rule), pipeline
 
     def _identify(
-        self,
-        faces: Sequence[EmbeddedFace],
-        collection: Collection,
-        where: dict[str, list[Value]] | None,
-        params: SearchParams,
-        rule: DecisionRule,
-        actor: str | None,
+        self, faces: Sequence[EmbeddedFace], plan: SearchPlan, params: SearchParams, actor: str | None
     ) -> list[SearchedFace]:
         """Search for the faces of one image, decide, and record the search, all in the caller's thread.
 
@@ -93,24 +153,46 @@ class GallerySearch(GalleryAccess):
             if not (params.quality_gate and face.detected and face.detected.reasons)
         ]
         vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
-
-        def read(rows: Sequence[int], k: int) -> list[list[Match]]:
-            return self._storage.searches.search(
-                collection.name,
-                vectors[list(rows)],
-                k,
-                fusion=params.fusion,
-                where=where,
-                fingerprint=collection.fingerprint,
-            )
-
-        results = decide_by_steps(rule, len(positions), params.limit, read, repeated=params.repeated)
-        subjects = [match.subject for decision in results for match in decision.candidates[: params.limit]]
-        self._gallery.note_search(collection.name, subjects, actor=actor)
+        results = self._decide(vectors, plan, actor, repeated=params.repeated)
         decisions = dict(zip(positions, results, strict=True))
         return [
-            _searched_face(face, decisions.get(position), rule, params.limit) for position, face in enumerate(faces)
+            _searched_face(face.detected, decisions.get(position), plan.rule, params.limit)
+            for position, face in enumerate(faces)
         ]
+
+    def _decide(
+        self,
+        vectors: Floats,
+        plan: SearchPlan,
+        actor: str | None,
+        *,
+        repeated: bool,
+        excluded: Sequence[int | None] | None = None,
+    ) -> list[Decision]:
+        """Search for the vectors [N, D], decide, and record the search.
+
+        `excluded`: for each vector the id of a subject that is no candidate.
+        """
+        collection, params = plan.scope.collection, plan.params
+
+        def read(rows: Sequence[int], k: int) -> list[list[Match]]:
+            found = self._storage.searches.search(
+                collection.name,
+                vectors[list(rows)],
+                k if excluded is None else k + 1,
+                fusion=params.fusion,
+                where=plan.where,
+                fingerprint=collection.fingerprint,
+            )
+            if excluded is None:
+                return found
+            others = zip((excluded[row] for row in rows), found, strict=True)
+            return [[match for match in matches if match.subject.id != own][:k] for own, matches in others]
+
+        results = decide_by_steps(plan.rule, len(vectors), params.limit, read, repeated=repeated)
+        subjects = [match.subject for decision in results for match in decision.candidates[: params.limit]]
+        self._gallery.note_search(collection.name, subjects, actor=actor)
+        return results
 
     @retry_once
     async def verify(
@@ -160,12 +242,18 @@ class GallerySearch(GalleryAccess):
         )
 
 
-def _searched_face(face: EmbeddedFace, decision: Decision | None, rule: DecisionRule, limit: int) -> SearchedFace:
+def _chosen(scope: SearchScope) -> Chosen | None:
+    return None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
+
+
+def _searched_face(
+    face: DetectedFace | None, decision: Decision | None, rule: DecisionRule, limit: int
+) -> SearchedFace:
     """Return the result of a face with at most `limit` candidates; it has no decision if it was not searched for."""
     if decision is None:
-        assert face.detected is not None  # noqa: S101  only faces can fail the quality gate
-        reasons: list[SearchReason] = list(face.detected.reasons)
-        return SearchedFace(face=face.detected, status="rejected", reasons=reasons, candidates=[])
+        assert face is not None  # noqa: S101  only faces can fail the quality gate
+        reasons: list[SearchReason] = list(face.reasons)
+        return SearchedFace(face=face, status="rejected", reasons=reasons, candidates=[])
     candidates = [
         Candidate(
             subject_id=match.subject.key,
@@ -177,7 +265,7 @@ def _searched_face(face: EmbeddedFace, decision: Decision | None, rule: Decision
         for match in decision.candidates[:limit]
     ]
     return SearchedFace(
-        face=face.detected,
+        face=face,
         status="match" if decision.matched else "unknown",
         reasons=[] if rule.can_match else ["BEYOND_CALIBRATION" if rule.matching else "NOT_CALIBRATED"],
         candidates=candidates,
