@@ -14,17 +14,19 @@ from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
 from index.embedded.query.search import Searches as EmbeddedSearches
+from index.embedded.tasks.maintenance import Maintenance as EmbeddedMaintenance
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
+from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
 from index.postgres.store.database import Database
-from index.protocol import Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
-from tests.index.people import Clock, maintain
+from index.protocol import Curation, Feedback, Gallery, Maintenance, Reembeddings, ReembeddingWorker, Searches
+from tests.index.people import LIMITS, Clock, maintain
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Engine:
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
+    maintenance: Maintenance
 
 
 def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
@@ -53,6 +56,7 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
+            EmbeddedMaintenance(gallery, LIMITS),
         )
 
 
@@ -68,6 +72,7 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
+            PostgresMaintenance(gallery),
         )
 
 

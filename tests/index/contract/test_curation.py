@@ -143,6 +143,9 @@ def test_merges_are_listed_by_page(doors: Engine) -> None:
     second = doors.curation.merge("doors", "p2", ["p3"])
     assert doors.curation.merges("doors", limit=1) == [first]
     assert doors.curation.merges("doors", first.id) == [second]
+    third = doors.curation.merge("doors", "p0", ["p2"])
+    assert doors.curation.merge("doors", "p0", ["p1"]) == first
+    assert doors.curation.merges("doors") == [first, third]
 
 
 def test_merges_are_undone_in_reverse_order(doors: Engine) -> None:
@@ -215,6 +218,37 @@ def test_erasing_the_kept_subject_erases_its_merges(doors: Engine) -> None:
     doors.gallery.create("doors", "face-embedder", "f1", 4)
     with pytest.raises(NotFoundError):
         doors.curation.undo_merge("doors", third.token)
+
+
+def test_maintenance_forgets_merges_that_cannot_be_undone(doors: Engine, clock: Clock) -> None:
+    doors.feedback.add("doors", "p1", FACES[0:1], [b"an enrolled face of p0"])
+    first = doors.curation.merge("doors", "p1", ["p2"])
+    undone = doors.curation.merge("doors", "p1", ["p3"], undo_s=20)
+    doors.curation.undo_merge("doors", undone.token)
+    second = doors.curation.merge("doors", "p0", ["p1"], undo_s=10)
+    assert doors.maintenance.run()
+    assert doors.curation.merges("doors") == [second]
+    clock.now += 10
+    for _ in range(2):  # the end of a merge ends earlier merges into the absorbed subject
+        assert doors.maintenance.run()
+    receipts = [doors.gallery.receipt(merge.token) for merge in (second, first)]
+    assert [(receipt.subjects, receipt.faces) for receipt in receipts] == [(1, 1), (1, 0)]
+    for key in ("p1", "p2"):
+        with pytest.raises(NotFoundError):
+            doors.gallery.remove_subject("doors", key)
+    clock.now += 10
+    assert doors.maintenance.run()
+    assert doors.gallery.receipt(undone.token).subjects == 0
+    assert owners(doors) == MERGED
+    assert found(doors, 0) == "p0"
+    events = [entry.event for entry in doors.gallery.audit.read()[0]]  # type: ignore[attr-defined]
+    forgotten = [event for event in events if event.action == "forget_merge"]
+    assert {(event.actor, event.id, len(event.subjects)) for event in forgotten} == {
+        ("retention", second.token, 1),
+        ("retention", first.token, 1),
+        ("retention", undone.token, 0),
+    }
+    assert doors.gallery.remove_subject("doors", "p0").faces == 9
 
 
 def rejected(engine: Engine, key: str) -> set[str]:
