@@ -16,6 +16,7 @@ PAGES = (
     "README.md",
     "clients/python/README.md",
     "docs/client.md",
+    "docs/curation.md",
     "docs/gallery.md",
     "docs/generate.md",
     "docs/operating.md",

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from app.errors import Conflict, Locked, NoFace, NotFound, Unprocessable
 from app.gallery.access import GalleryAccess, PipelineChanged, conflict_as_pipeline_changed, retry_once
 from app.gallery.bulk.enrolment import BulkJobs
+from app.gallery.curation.proposals import Proposals
 from app.gallery.curation.service import GalleryCuration
 from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
 from app.gallery.reembedding import Reembedder
@@ -58,6 +59,7 @@ class GalleryService(GalleryAccess):
         self._feedback = storage.feedback
         self.searches = GallerySearch(storage, self._embedder)
         self.curation = GalleryCuration(storage, self._embedder, merge_undo_s)
+        self.proposals = Proposals(storage, self._embedder)
         self.jobs = BulkJobs(storage, background)
         self.reembedder = Reembedder(storage, background)
 

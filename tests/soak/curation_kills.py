@@ -44,7 +44,7 @@ class Undo:
 
 @dataclass
 class Model:
-    """The expected state: the subject of each face and of each rejected face, by token, and the merges, oldest first."""
+    """The expected state: subjects of faces and of rejected faces, by token, and the merges, oldest first."""
 
     subjects: set[str] = field(default_factory=set)
     faces: dict[str, str] = field(default_factory=dict)
@@ -169,7 +169,8 @@ def faults(storage: Storage, model: Model) -> Iterator[str]:
             yield f"{name}: {actual} instead of {expected}"
     if gallery.usage(COLLECTION).subjects != len(model.subjects) or gallery.size(COLLECTION) != len(model.faces):
         yield "a count is wrong"
-    vectors = storage.curation.subject_vectors(COLLECTION, limit=1000)
+    ids = [subject.id for subject in gallery.subjects(COLLECTION, limit=1000)]
+    vectors = storage.curation.subject_vectors(COLLECTION, ids)
     queries = {row.faces[0]: (row.subject.key, row.vectors[0]) for row in vectors if row.faces}
     found = storage.searches.search(COLLECTION, np.array([vector for _, vector in queries.values()]), 1)
     for (key, _), matches in zip(queries.values(), found, strict=True):

@@ -26,7 +26,7 @@ __all__ = ["database_url", "postgres_server"]
 
 def events_of(storage: Storage) -> list[AuditEvent]:
     """Return all events of the audit log, whose chain is checked."""
-    log = storage.gallery.audit  # type: ignore[attr-defined]  of both engines
+    log = storage.gallery.audit  # type: ignore[attr-defined]
     assert log.verify() is None
     events: list[AuditEvent] = []
     cursor = 0

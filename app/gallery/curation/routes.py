@@ -1,4 +1,4 @@
-"""Routes that correct who is who: merges, moved faces, crops of enrolled faces, and searches by vector."""
+"""Routes that correct who is who: merges, moved faces, crops, searches by vector, duplicates and clusters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from app import errors
 from app.auth.scopes import ENROL, INFER
-from app.gallery.curation.schemas import FaceMove, FaceMoveResponse, MergeInfo, MergePage, MergeRequest
+from app.gallery.curation.schemas import (
+    ClusterParams,
+    ClusterRequest,
+    ClusterResponse,
+    DuplicatePage,
+    DuplicateParams,
+    FaceMove,
+    FaceMoveResponse,
+    MergeInfo,
+    MergePage,
+    MergeRequest,
+)
 from app.gallery.routes import COMMON, PROBLEMS, AfterFace, Collection, Limit, SubjectId, gallery_service
 from app.gallery.schemas import Key
 from app.gallery.search_schemas import SearchedVectors, SearchResponse, VectorSearchParams
 from app.images.encoding import WEBP
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])
 
@@ -32,6 +44,16 @@ SEARCHING = errors.describe(
     errors.Conflict,
     errors.UnknownModel,
     errors.Unprocessable,
+    errors.NotReady,
+)
+CLUSTERING = errors.describe(
+    errors.BadRequest,
+    errors.OriginNotAllowed,
+    errors.BodyTooLarge,
+    errors.InvalidParameters,
+    errors.UnknownModel,
+    errors.Unprocessable,
+    errors.Overloaded,
     errors.NotReady,
 )
 CROP: dict[int | str, dict[str, Any]] = {
@@ -72,6 +94,27 @@ async def undo(request: Request, collection: Collection, merge: Merge) -> MergeI
 async def move(request: Request, collection: Collection, body: FaceMove) -> FaceMoveResponse:
     """Move faces, all or none, to a subject, which is created if it does not exist."""
     return await gallery_service(request).curation.move_faces(collection, body.faces, body.to, request.state.caller)
+
+
+@router.get(
+    "/collections/{collection}/duplicates",
+    dependencies=ENROL,
+    responses=PROBLEMS | errors.describe(errors.Conflict, errors.Unprocessable),
+)
+async def duplicates(
+    request: Request, collection: Collection, params: Annotated[DuplicateParams, Query()]
+) -> DuplicatePage:
+    """Return pairs of subjects that may be one person, for a page of subjects compared with all others."""
+    return await gallery_service(request).proposals.duplicates(collection, params, request.state.caller)
+
+
+@router.post("/cluster/embeddings", dependencies=INFER, responses=CLUSTERING)
+@counts_toward_capacity
+async def clusters(
+    request: Request, params: Annotated[ClusterParams, Query()], body: ClusterRequest
+) -> ClusterResponse:
+    """Propose clusters of embeddings, each of one person; nothing is stored."""
+    return await gallery_service(request).proposals.clusters(body, params)
 
 
 @router.get(

@@ -241,6 +241,33 @@ class MergePage(Answer):
     next: int | None
 
 
+class LikelyDuplicate(Answer):
+    """Two subjects that may be one person, by the means of their faces, with the ids of the nearest faces of both."""
+
+    subjects: tuple[str, str]
+    names: tuple[str | None, str | None]
+    faces: tuple[str, str]
+    distance: float
+
+
+class DuplicatePage(Answer):
+    """The likely duplicates of a page of subjects, nearest first; `next` is the `after` of the next page, if any."""
+
+    data: list[LikelyDuplicate]
+    next: str | None
+    threshold: float
+    operating_point: OperatingPoint
+
+
+class Clusters(Answer):
+    """Proposed clusters as positions of embeddings in the call, the largest first; `single`: those in no cluster."""
+
+    clusters: list[list[int]]
+    single: list[int]
+    model: str
+    version: str
+
+
 class JobInfo(Answer):
     """A bulk job, which is `queued`, `running`, `done`, `failed` or `cancelled`; `items` counts items by status."""
 

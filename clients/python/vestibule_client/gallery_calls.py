@@ -11,9 +11,11 @@ from typing import Any, Literal
 from vestibule_client.call import Call
 from vestibule_client.files import File
 from vestibule_client.gallery_answers import (
+    Clusters,
     CollectionDetail,
     CollectionInfo,
     CollectionPage,
+    DuplicatePage,
     Enrolment,
     ErasureReceipt,
     FaceList,
@@ -213,6 +215,26 @@ def merges(collection: str, *, after: int = 0, limit: int = 100) -> Call[MergePa
 def undo_merge(collection: str, merge: str) -> Call[MergeInfo]:
     """Undo a merge: the absorbed subjects exist again."""
     return Call("POST", _COLLECTION + "/merges/{merge}/undo", MergeInfo, {"collection": collection, "merge": merge})
+
+
+def duplicates(collection: str, *, fmr: float = 0.00003, after: str = "", limit: int = 100) -> Call[DuplicatePage]:
+    """List pairs of subjects that may be one person, for a page of `limit` subjects compared with all others.
+
+    `fmr` is the share of pairs of different people that are listed.
+    """
+    query = {"fmr": fmr, "after": after, "limit": limit}
+    return Call("GET", _COLLECTION + "/duplicates", DuplicatePage, {"collection": collection}, query)
+
+
+def cluster_embeddings(
+    embeddings: Iterable[Sequence[float]], *, model: str | None = None, prior: float = 0.01
+) -> Call[Clusters]:
+    """Propose clusters of embeddings, each of one person, for a person to name.
+
+    `prior` is the share of all pairs of faces that are expected to show one person.
+    """
+    body = {"embeddings": [list(embedding) for embedding in embeddings]}
+    return Call("POST", "/cluster/embeddings", Clusters, query={"model": model, "prior": prior}, json=body)
 
 
 def erase_face(collection: str, face: str) -> Call[ErasureReceipt]:

@@ -158,3 +158,44 @@ def test_invalid_searches_are_refused(
 ) -> None:
     response = gallery.post("/search/embeddings", json=body, params={"collection": "doors", **params})
     assert response.status_code == status
+
+
+def test_likely_duplicates(gallery: TestClient) -> None:
+    faces = {subject: face_id(gallery, subject) for subject in ("eileen", "twin")}
+    gallery.put(f"{DOORS}/subjects/eileen", json={"name": "Eileen"})
+    gallery.put(f"{DOORS}/subjects/empty", json={})
+    found = gallery.get(f"{DOORS}/duplicates", params={"fmr": 0.001}).json()
+    (pair,) = found["data"]
+    assert (pair["subjects"], pair["names"]) == (["eileen", "twin"], ["Eileen", None])
+    assert pair["faces"] == [faces["eileen"], faces["twin"]]
+    assert pair["distance"] == pytest.approx(0, abs=1e-5)
+    assert (found["next"], found["operating_point"]["fmr"]) == (None, 0.001)
+    pages, after = [], ""
+    while after is not None:
+        page = gallery.get(f"{DOORS}/duplicates", params={"fmr": 0.001, "limit": 1, "after": after}).json()
+        pages += page["data"]
+        after = page["next"]
+    assert pages == [pair]
+    gallery.app.state.gallery._feedback.add(  # type: ignore[attr-defined]
+        "doors", "twin", np.eye(1, gallery.get(DOORS).json()["dimensions"], dtype=np.float32)
+    )
+    assert gallery.get(f"{DOORS}/duplicates", params={"fmr": 0.001}).json()["data"] == []
+    assert gallery.get(f"{DOORS}/duplicates", params={"fmr": 0.99}).status_code == 422
+    assert gallery.get("/collections/nowhere/duplicates").status_code == 404
+
+
+def test_collection_without_faces_has_no_duplicates(running: TestClient) -> None:
+    running.put("/collections/vacant", json={})
+    running.put("/collections/vacant/subjects/eileen", json={})
+    assert running.get("/collections/vacant/duplicates", params={"fmr": 0.001}).json()["data"] == []
+    running.delete("/collections/vacant")
+
+
+def test_clusters_of_embeddings(gallery: TestClient) -> None:
+    directions = np.eye(3, gallery.get(DOORS).json()["dimensions"])
+    body = {"embeddings": directions[[0, 1, 1, 2, 1]].tolist()}
+    found = post(gallery, "/cluster/embeddings", body)
+    assert (found["clusters"], found["single"]) == ([[1, 2, 4]], [0, 3])
+    assert found["model"] == gallery.get(DOORS).json()["embedder"]
+    for invalid, params in (({"embeddings": [[1.0]]}, {}), (body, {"prior": 1}), ({"embeddings": []}, {})):
+        assert gallery.post("/cluster/embeddings", json=invalid, params=params).status_code == 422

@@ -110,7 +110,7 @@ def test_merge_is_refused(doors: Engine, clock: Clock) -> None:
         lambda: curation.merges("x"),
         lambda: curation.move_faces("doors", [*tokens(doors, "p0"), "0123"], "p1"),
         lambda: curation.face("doors", "0123"),
-        lambda: curation.subject_vectors("x"),
+        lambda: curation.subject_vectors("x", [1]),
     ]
     for call in missing:
         with pytest.raises(NotFoundError):
@@ -376,13 +376,13 @@ def test_enrolled_vectors_are_read(doors: Engine, clock: Clock) -> None:
     np.testing.assert_allclose(face.vectors, FACES[2:3], atol=1e-6)
     doors.gallery.put_subject("doors", "empty")
     doors.gallery.put_subject("doors", "p1", expires_at=clock.now + 1)
+    ids = [subject.id for subject in doors.gallery.subjects("doors")]
     clock.now += 1
-    rows = curation.subject_vectors("doors", faces=2)
+    rows = curation.subject_vectors("doors", [*ids, 10**6], faces=2)
     assert {row.subject.key: len(row.vectors) for row in rows} == {"p0": 2, "p2": 2, "p3": 2, "empty": 0}
     assert [row.subject.id for row in rows] == sorted(row.subject.id for row in rows)
     by_key = {row.subject.key: row for row in rows}
     np.testing.assert_allclose(by_key["p3"].vectors, FACES[[3, 7]], atol=1e-6)
     assert by_key["p3"].faces == tuple(tokens(doors, "p3")[:2])
     assert by_key["empty"].vectors.shape == (0, 4)
-    second = curation.subject_vectors("doors", rows[0].subject.id, 1)
-    assert [row.subject for row in second] == [rows[1].subject]
+    assert curation.subject_vectors("doors", []) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from index.embedded.admin.backup import back_up, restore
@@ -120,7 +121,7 @@ def test_encrypted_collection(tmp_path: Path, clock: Clock) -> None:
         gallery.enrol("doors", [NewFace(names[n % 3], faces[n], crop=b"crop") for n in range(9)], "f1")
         gallery.put_subject("doors", names[1], name="Ferdinandea Isabella", metadata={"note": "of nobody else"})
         before = {subject.key: subject for subject in gallery.subjects("doors")}
-        Feedback(gallery).add("doors", names[1], [stranger, faces[0]], [b"x", b"y"])
+        Feedback(gallery).add("doors", names[1], np.stack([stranger, faces[0]]), [b"x", b"y"])
         curation = Curation(gallery)
         merge = curation.merge("doors", names[0], names[1:])
         assert (set(merge.absorbed), merge.faces) == (set(names[1:]), 6)
@@ -150,7 +151,7 @@ def test_forgotten_merge_is_in_no_file(gallery: EmbeddedGallery, tmp_path: Path,
     (rejected,) = vectors(1)
     gallery.enrol("doors", [NewFace("keeper", rejected), NewFace("absorbed-own-id", vectors(2, seed=1)[0])], "f1")
     gallery.put_subject("doors", "absorbed-own-id", name="Ferdinandea Isabella", metadata={"note": "of nobody else"})
-    Feedback(gallery).add("doors", "absorbed-own-id", [rejected], [b"the crop of a contradicted rejection"])
+    Feedback(gallery).add("doors", "absorbed-own-id", rejected[None], [b"the crop of a contradicted rejection"])
     merge = Curation(gallery).merge("doors", "keeper", ["absorbed-own-id"])
     texts = ("absorbed-own-id", "Ferdinandea Isabella", "of nobody else", "the crop of a contradicted rejection")
     maintain(gallery)
