@@ -152,7 +152,7 @@ class Locked(NotReady, type="collection-locked", title="The collection is locked
 
 
 class StorageUnavailable(NotReady, type="storage-unavailable", title="The storage is not available"):
-    """The gallery's database cannot be reached or is locked; `Retry-After` says when to retry."""
+    """The database of gallery or keys cannot be reached or is locked; `Retry-After` says when to retry."""
 
 
 class DiskFull(VestibuleError, status=507, type="disk-full", title="The disk is full"):
@@ -268,7 +268,13 @@ def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = Non
 
 # Errors of every request, and of every request that needs a key.
 HEAD_ERRORS: tuple[type[VestibuleError], ...] = (HeadTooLarge,)
-KEY_ERRORS: tuple[type[VestibuleError], ...] = (*HEAD_ERRORS, Unauthorized, ScopeMissing, RateLimited)
+KEY_ERRORS: tuple[type[VestibuleError], ...] = (
+    *HEAD_ERRORS,
+    Unauthorized,
+    ScopeMissing,
+    RateLimited,
+    StorageUnavailable,
+)
 
 # Errors of every request that sends images to a model.
 IMAGE_ERRORS: tuple[type[VestibuleError], ...] = (

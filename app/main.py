@@ -45,6 +45,8 @@ from app.restoration import routes as restoration
 from app.restoration.service import Restoration
 from app.schemas import InferenceError
 from app.settings import ConfigurationError, Settings
+from app.sightings import routes as sightings
+from app.sightings.service import SightingService
 from index.factory import open_service_state, open_storage
 from index.protocol import Quotas, Storage
 
@@ -55,6 +57,7 @@ ROUTERS = (
     restoration.router,
     gallery.router,
     curation.router,
+    sightings.router,
     models_api.router,
 )
 
@@ -88,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
             gallery_service = app.state.gallery = GalleryService(predictor, storage, settings.merge_undo_s)
+            app.state.sightings = SightingService(predictor, storage)
             maintenance = app.state.maintenance = MaintenanceThread(storage, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
@@ -125,6 +129,7 @@ def _open_storage(settings: Settings) -> Storage:
         key=settings.operator_key(),
         database=settings.database_url(),
         standbys=[url.get_secret_value() for url in settings.database_standbys],
+        readers=[url.get_secret_value() for url in settings.database_readers],
     )
 
 

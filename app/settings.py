@@ -88,6 +88,7 @@ def _not_empty(value: object) -> object:
     return value
 
 
+BackupDays = Annotated[float, Field(ge=0, le=36_500)]
 Folder = Annotated[Path, BeforeValidator(_not_empty)]
 
 
@@ -146,6 +147,8 @@ class Settings(BaseSettings):
     state: Folder = PROJECT / "state"  # the gallery and the keys, unless there is a database
     database: DatabaseUrl | None = None  # a postgresql:// URL: the gallery and the keys, shared by all replicas
     database_standbys: DatabaseUrls = ()  # servers with copies of it, whose files an erasure must leave, too
+    database_readers: DatabaseUrls = ()  # those of these servers, or further ones, that also answer searches
+    backup_days: BackupDays | None = None  # the longest time for which the operator keeps a backup or an archived log
     encryption_key: SecretStr | None = None  # of encrypted collections: 32 bytes in base64
     encryption_key_file: Path | None = None  # a file with that key
     probes: Folder = PROJECT / "examples"  # photos on which a faster runtime is compared with torch

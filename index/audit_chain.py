@@ -44,6 +44,9 @@ Action = Literal[
     "undo_merge",
     "forget_merge",
     "move_faces",
+    "import",
+    "add_sighting",
+    "put_sighting_settings",
 ]
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HASH_LENGTH = hashlib.sha256().digest_size * 2
@@ -54,9 +57,10 @@ class AuditEvent:
     """An action, its time in seconds since 1970, its `actor` (an API key's id), and the ids it applies to.
 
     An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. A re-embedding
-    is of all faces of the collection; `faces` names the feedback that it discards. Faces of feedback have negative
-    ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or the token of a job,
-    a re-embedding or a merge.
+    is of all faces of the collection; `faces` names the feedback that it discards. Feedback and sightings are among the
+    faces, with negative ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or
+    the token of a job, a re-embedding or a merge. An import of a whole gallery is `of` the hash of the last line of
+    that gallery's log.
 
     Raises:
         InvalidError: `actor` or `of` is not an id, and could be a person's name.

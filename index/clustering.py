@@ -20,6 +20,7 @@ from index.embedded.vectors.ivf import exact
 from index.types import Floats, Ints
 
 NEIGHBOURS = 32
+LEAST_LOGIT = -3.9  # a probability of 0.02: less similar faces are not neighbours
 FARTHEST = 1e12  # the distance of faces that have no path of neighbours between them
 
 
@@ -36,8 +37,9 @@ def cluster(vectors: Floats, slope: float, intercept: float, *, neighbours: int 
         return np.full(count, -1, np.int64)
     similarities, nearest = exact(vectors, vectors, neighbours + 1)
     rows = np.repeat(np.arange(count), nearest.shape[1])
-    logits = np.minimum(slope * similarities.ravel().astype(np.float64) + intercept, 100)
-    edges = _connected(rows, nearest.ravel(), 1 + np.exp(-np.maximum(logits, -25)), count)
+    columns, logits = nearest.ravel(), slope * similarities.ravel().astype(np.float64) + intercept
+    near = (logits >= LEAST_LOGIT) & (rows != columns)
+    edges = _connected(rows[near], columns[near], 1 + np.exp(-logits[near]), count)
     hdbscan = HDBSCAN(min_cluster_size=2, min_samples=1, metric="precomputed", algorithm="brute", copy=True)
     labels = np.asarray(hdbscan.fit_predict(edges))[:count]
     clusters, numbers = np.unique(labels, return_inverse=True)
@@ -51,8 +53,7 @@ def _connected(rows: Ints, columns: Ints, distances: npt.NDArray[np.float64], co
     points, which would be right if all photos were of one person.
     """
     size = count + 2
-    proper = rows != columns
-    graph = sparse.csr_matrix((distances[proper], (rows[proper], columns[proper])), shape=(size, size))
+    graph = sparse.csr_matrix((distances, (rows, columns)), shape=(size, size))
     graph = graph.maximum(graph.T) + sparse.csr_matrix(
         ([1.0, 1.0], ([count, count + 1], [count + 1, count])), graph.shape
     )

@@ -19,12 +19,17 @@ KEYS_FOLDER, RELOADS_FOLDER = "keys", "reloads"
 
 
 def open_storage(
-    folder: Path, *, key: OperatorKey | None = None, database: str | None = None, standbys: Sequence[str] = ()
+    folder: Path,
+    *,
+    key: OperatorKey | None = None,
+    database: str | None = None,
+    standbys: Sequence[str] = (),
+    readers: Sequence[str] = (),
 ) -> Storage:
     """Open the storage in the folder, which is created if it is missing, or in the database with this URL.
 
-    `key`: that of encrypted collections, which only a folder can have. `standbys`: URLs of the database's copies, whose
-    files an erasure must leave, too.
+    `key`: that of encrypted collections, which only a folder can have. `standbys`, `readers`: URLs of the database's
+    copies, whose files an erasure must leave, too; readers also answer searches.
 
     Raises:
         GalleryError: the storage cannot be opened. CorruptError: it is damaged. TooNewError: a later version of this
@@ -34,7 +39,7 @@ def open_storage(
         return EmbeddedStorage(folder, key=key)
     from index.postgres.storage import PostgresStorage  # psycopg takes a while to import
 
-    return PostgresStorage.open(database, standbys)
+    return PostgresStorage.open(database, standbys, readers)
 
 
 @dataclass(frozen=True)

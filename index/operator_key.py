@@ -19,6 +19,8 @@ KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 12, 16
 # Bytes that encryption adds to a value.
 OVERHEAD = NONCE_BYTES + TAG_BYTES
 
+SETTINGS = "VESTIBULE_ENCRYPTION_KEY or VESTIBULE_ENCRYPTION_KEY_FILE"
+
 Data: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -64,6 +66,19 @@ class OperatorKey:
             return decrypt(self._aead, wrapped, about.encode())
         except InvalidTag:
             raise LockedError(f"the {about} cannot be unwrapped by the operator's key {self.id}") from None
+
+
+def matching_key(key: OperatorKey | None, id: str, purpose: str) -> OperatorKey:
+    """Return the operator's key if it has this id; the error's text begins with `purpose`.
+
+    Raises:
+        LockedError: if there is no operator's key, or it has another id.
+    """
+    if key is None:
+        raise LockedError(f"{purpose} needs the operator's key {id}, but no key is set: set {SETTINGS}")
+    if key.id != id:
+        raise LockedError(f"{purpose} needs the operator's key {id}, but the key that is set is {key.id}")
+    return key
 
 
 def encrypt(aead: AESGCM, data: Data, about: bytes) -> bytes:

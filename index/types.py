@@ -89,6 +89,7 @@ class Receipt:
     faces: int
     requested_at: float
     erased_at: float | None
+    sightings: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from models.matching import CardModel, Matching
+from models.passages import MAX_FRAMES
 from models.preprocess import Preprocess
 from models.registry import Task, configure, lookup
 from models.tta import Tta
@@ -59,7 +60,11 @@ class Tolerance(CardModel):
 
 
 class ModelCard(CardModel):
-    """The card of a served model. `sha256` is that of its `model.safetensors`."""
+    """The card of a served model. `sha256` is that of its `model.safetensors`.
+
+    `matching` interprets the similarity of two faces; `passages` has the same for a face and the fused vector of 1, 2,
+    3, ... frames of a passage (`models.passages`), empty without that calibration.
+    """
 
     schema_version: Literal[1] = 1
     name: Name
@@ -72,6 +77,7 @@ class ModelCard(CardModel):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     tta: Tta = "none"
     matching: Matching | None = None
+    passages: tuple[Matching, ...] = ()
     tolerance: Tolerance = Tolerance()
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()
@@ -96,6 +102,10 @@ class ModelCard(CardModel):
             (
                 self.task != "embed" and self.matching is not None,
                 f"matching is an embedder's, not that of a network to {self.task}",
+            ),
+            (
+                bool(self.passages) and (self.matching is None or len(self.passages) > MAX_FRAMES),
+                f"passages need matching and are calibrated for at most {MAX_FRAMES} frames",
             ),
             (
                 channels != config.in_channels,

@@ -23,6 +23,7 @@ from models import (
     inception_v3,
     lenet,
     mobilefacenet,
+    projected_gan,
     resnet,
     vae,
     vgg,
@@ -88,6 +89,7 @@ REGISTRY: dict[str, Architecture] = {
     # The generator is served; the discriminator or critic stays in the run's checkpoint.
     "gan": Architecture(gan.GeneratorConfig(), gan.Generator, "generate"),
     "wgan": Architecture(gan.GeneratorConfig(), gan.Generator, "generate"),
+    "fastgan": Architecture(projected_gan.FastGANConfig(), projected_gan.FastGAN, "generate"),
 }
 
 

@@ -24,6 +24,7 @@ from training.core.trainer import Learner, gather_rows
 from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise, one_hot
 from training.datasets.images import Indices
 from training.losses import generative
+from training.losses.feature_maps import FeatureMaps, perceptual_distance
 from training.recipe.generative_config import AutoencodeRecipe
 
 _ROWS_AT_ONCE = 100
@@ -47,6 +48,9 @@ class AutoencodingTask:
         self.variational = isinstance(self.config, VAEConfig)
         self._unconditional = isinstance(self.config, DenoiserConfig)  # takes images without labels
         self.steps_per_epoch = len(datasets) * min(dataset.per_epoch for dataset in datasets)
+        self._features = None
+        if recipe.features is not None:
+            self._features = FeatureMaps(recipe.features, recipe.preprocess, accelerator, recipe.train.channels_last)
         torch.manual_seed(derive(recipe.seed, "weights"))
         module = build(recipe.model.architecture, asdict(self.config))
         self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
@@ -77,9 +81,15 @@ class AutoencodingTask:
         kl = generative.kl_to_prior(output.mean, output.log_variance)
         # Per pixel and channel, so that clipping and learning rate have the same effect at every image size.
         loss = -generative.elbo(likelihood, kl, beta).mean() / clean[0].numel()
+        figures = {}
+        if self._features is not None:
+            maps, targets = self._features(output.logits.sigmoid()), self._features(clean)
+            distance = perceptual_distance(maps, targets).mean()
+            loss = loss + self.recipe.loss.perceptual * distance
+            figures["perceptual"] = distance.detach()
         self._learner.update(loss)
         bound = generative.elbo(likelihood, kl).mean()
-        return {"loss": loss.detach(), "elbo": bound.detach(), "kl": kl.mean().detach()}
+        return figures | {"loss": loss.detach(), "elbo": bound.detach(), "kl": kl.mean().detach()}
 
     def _beta(self, epochs: float) -> float:
         """Return the KL term's weight after `epochs`."""

@@ -7,7 +7,7 @@ DistributedDataParallel does not support gradients of gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from models.checkpoint import write_atomically
-from models.gan import Discriminator
+from models.gan import Discriminator, DiscriminatorConfig
 from models.generative import latents
+from models.projected_gan import ProjectedDiscriminator, ProjectedDiscriminatorConfig
 from models.registry import build
 from training.core.errors import RecipeError
 from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive
 from training.core.trainer import Learner
+from training.datasets.augment import augment_differentiably
 from training.datasets.crops_and_noise import CroppedImages, one_hot
 from training.datasets.images import Indices
 from training.losses import adversarial
+from training.losses.feature_maps import FeatureMaps
 from training.metrics.contact_sheet import sheet
 from training.metrics.feature_extractor import Extractor
 from training.metrics.gan_monitor import CollapseMonitor, Pixels, balance, gradient_norm
@@ -46,7 +49,7 @@ class AdversarialTask:
     """Train a generator against a discriminator that distinguishes its images from the data set's.
 
     The best epoch has the lowest Frechet distance in the features of the monitor's network. A sheet of samples is
-    written to `sheets` after each epoch, unless that is None.
+    written to `sheets` after each epoch and after every `watch.sheet_steps` steps, unless that is None.
     """
 
     monitor = "frechet"
@@ -65,21 +68,42 @@ class AdversarialTask:
         self.collapse_monitor = monitor
         self.accelerator = accelerator
         self.classes = images.set.classes if recipe.model.conditional else ()
+        self._features = None
+        if recipe.features is not None:
+            self._features = FeatureMaps(recipe.features, recipe.preprocess, accelerator, recipe.train.channels_last)
         try:
             self.config, config = recipe.configs(len(self.classes))
             torch.manual_seed(derive(recipe.seed, "weights"))
-            generator, discriminator = build(recipe.model.architecture, asdict(self.config)), Discriminator(config)
+            generator, discriminator = (
+                build(recipe.model.architecture, asdict(self.config)),
+                self._build_discriminator(config),
+            )
         except ValueError as error:
             raise RecipeError(str(error)) from error
         self._turns = recipe.game.turns
         self.steps_per_epoch = images.per_epoch // self._turns
-        self._critic = discriminator.score  # in float32, whatever the learner's precision is
+        # In float32, whatever the learner's precision is.
+        self._critic: Callable[[Any, Tensor], Tensor] = discriminator.score
         self._generator = Learner(generator, recipe.train, self.steps_per_epoch, accelerator)
         settings = recipe.train.model_copy(update={"ema": 0.0, "lr": recipe.train.lr * recipe.game.rate})
         self._discriminator = Learner(discriminator, settings, self.steps_per_epoch * self._turns, accelerator)
         self.learners = {"generator": self._generator, "discriminator": self._discriminator}
         self._sheets = sheets
         self._epoch = 0
+
+    def _build_discriminator(self, config: DiscriminatorConfig) -> Discriminator | ProjectedDiscriminator:
+        """Build the discriminator: of pixels, or of feature maps if the recipe has them."""
+        if self._features is None:
+            return Discriminator(config)
+        settings = self.recipe.discriminator
+        return ProjectedDiscriminator(
+            ProjectedDiscriminatorConfig(self._features.shapes, settings.projection, settings.widths)
+        )
+
+    def _inputs(self, images: Tensor, draw: torch.Generator) -> Any:
+        """Return the discriminator's inputs: augmented images [N, C, H, W], or their feature maps."""
+        images = augment_differentiably(images, self.recipe.game.augment, draw)
+        return images if self._features is None else self._features(images)
 
     def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """See `TrainingTask`. The figures are those of the discriminator's last step and of the generator's step."""
@@ -89,7 +113,11 @@ class AdversarialTask:
         figures: Mapping[str, Tensor] = {}
         for turn in range(self._turns):
             figures = self._discriminate(epoch, index * self._turns + turn, generator)
-        return {**figures, **self._generate(generator)}
+        figures = {**figures, **self._generate(generator)}
+        steps = epoch * self.steps_per_epoch + index + 1
+        if self.recipe.watch.sheet_steps and steps % self.recipe.watch.sheet_steps == 0:
+            self._write_sheet(f"step-{steps:06d}", self.samples(self._generator.network, _SHEET_IMAGES))
+        return figures
 
     def _discriminate(self, epoch: int, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
         """Take one step of the discriminator; the generator does not change."""
@@ -98,7 +126,10 @@ class AdversarialTask:
         real, labels = self._to_device(real), self._labels(torch.from_numpy(numbers))
         with frozen(self._generator.model), torch.no_grad():
             fake = self._generator.model(self._noise(len(real), draw), labels)
-        scores = self._discriminator.model(real, labels), self._discriminator.model(fake, labels)
+        scores = (
+            self._discriminator.model(self._inputs(real, draw), labels),
+            self._discriminator.model(self._inputs(fake, draw), labels),
+        )
         loss = adversarial.discriminator_loss(game.loss, *scores)
         figures = {"discriminator_loss": loss.detach()}
         step = epoch * self.steps_per_epoch * self._turns + batch
@@ -117,7 +148,8 @@ class AdversarialTask:
         labels = self._labels(torch.randint(max(1, len(self.classes)), (count,), generator=draw))
         with frozen(self._discriminator.model):
             fake = self._generator.model(self._noise(count, draw), labels)
-            loss = adversarial.generator_loss(self.recipe.game.loss, self._discriminator.model(fake, labels))
+            scores = self._discriminator.model(self._inputs(fake, draw), labels)
+            loss = adversarial.generator_loss(self.recipe.game.loss, scores)
             self._generator.update(loss)
         return {"generator_loss": loss.detach(), "generator_gradient": gradient_norm(self._generator.model)}
 
@@ -147,11 +179,14 @@ class AdversarialTask:
         network = self._generator.network
         recompute_norms(network, self._norm_batches())
         samples = self.samples(network, self.recipe.watch.samples)
-        if self._sheets is not None:
-            write_atomically(self._sheets / f"epoch-{self._epoch:03d}.png", sheet(samples[:_SHEET_IMAGES], 10, 2))
+        self._write_sheet(f"epoch-{self._epoch:03d}", samples[:_SHEET_IMAGES])
         figures = self._sample_figures(samples) | self._held_out_figures(network)
         self.collapse_monitor.check(figures, self._epoch)
         return figures
+
+    def _write_sheet(self, name: str, samples: Pixels) -> None:
+        if self._sheets is not None:
+            write_atomically(self._sheets / f"{name}.png", sheet(samples, 10, 2))
 
     def _norm_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         draw = torch.Generator().manual_seed(derive(self.recipe.seed, "settling"))
@@ -178,7 +213,7 @@ class AdversarialTask:
         return pixels
 
     def _held_out_figures(self, network: nn.Module) -> dict[str, float]:
-        """Return the discriminator's figures on images that it was not trained on, and its slopes between them."""
+        """Return the discriminator's figures on images that it was not trained on, of pixels also its slopes there."""
         rows: Indices = self.images.held_out[:_SLOPE_IMAGES]
         draw = torch.Generator().manual_seed(derive(self.recipe.seed, "held out"))
         real = self._to_device(self.images.clean(rows))
@@ -186,9 +221,12 @@ class AdversarialTask:
         self._discriminator.model.eval()
         with torch.no_grad():
             fake = network.eval()(self._noise(len(rows), draw), labels)
-            scores = self._critic(real, labels), self._critic(fake, labels)
-        slopes = self._slopes(real, fake, labels, draw, create_graph=False)
+            inputs = (real, fake) if self._features is None else (self._features(real), self._features(fake))
+            scores = self._critic(inputs[0], labels), self._critic(inputs[1], labels)
         figures = {name: float(value) for name, value in _discriminator_figures(self.recipe.game.loss, *scores).items()}
+        if self._features is not None:
+            return figures
+        slopes = self._slopes(real, fake, labels, draw, create_graph=False)
         return figures | {"slope": float(slopes.mean()), "steepest": float(slopes.max())}
 
     def best_model(self, networks: Mapping[str, Any]) -> TrainedModel:

@@ -1,1 +1,1 @@
-"""API keys with their scopes and limits. A scope is a group of routes that a key permits: infer, enrol or admin."""
+"""API keys with their scopes and limits. A scope is a group of routes that a key permits; see `keys.Scope`."""

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from index.protocol import AuditLog, KeyStore
 from index.types import ApiKey
 
-Scope = Literal["infer", "enrol", "admin"]
+Scope = Literal["infer", "enrol", "observe", "review", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 # The prefix of every key, by which people and secret scanners recognise a leaked one.

@@ -31,6 +31,8 @@ BEARER = _DeclaredBearer(
 # Security's argument has OAuth's name; since OpenAPI 3.1 these are the roles that a key must have.
 INFER: Sequence[SecurityDependency] = (Security(BEARER, scopes=["infer"]),)
 ENROL: Sequence[SecurityDependency] = (Security(BEARER, scopes=["enrol"]),)
+OBSERVE: Sequence[SecurityDependency] = (Security(BEARER, scopes=["observe"]),)
+REVIEW: Sequence[SecurityDependency] = (Security(BEARER, scopes=["review"]),)
 ADMIN: Sequence[SecurityDependency] = (Security(BEARER, scopes=["admin"]),)
 
 # Probes need no key and may send any Host: a kubelet sends the pod's address, an HTTP/1.0 client sends none.

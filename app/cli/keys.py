@@ -29,7 +29,7 @@ keys_cli = typer.Typer(name="keys", help="API keys: create, list, revoke, audit.
 @keys_cli.command()
 def create(
     name: Annotated[str, typer.Argument(help="A name of at most 64 characters, shown only by `list`.")],
-    scope: Annotated[list[str], typer.Option(help="infer, enrol or admin; repeat it for several.")],
+    scope: Annotated[list[str], typer.Option(help="infer, enrol, observe, review or admin; repeat it for several.")],
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; by default it does not.")] = None,
     rate_per_minute: Annotated[int | None, typer.Option(min=1, help="Requests per minute.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests in flight at a time.")] = None,

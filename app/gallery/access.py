@@ -47,6 +47,7 @@ class GalleryAccess:
         self._gallery = storage.gallery
         self._embedder = embedder
         self._executors = embedder.predictor.executors
+        self._backup_days = embedder.predictor.settings.backup_days
 
     async def _read(self, function: Callable[[], T]) -> T:
         """Run a function that reads the gallery, in a thread, and return its result."""
@@ -93,7 +94,10 @@ class GalleryAccess:
         Raises:
             DiskFull.
         """
-        return await self._commit_response(change, ErasureReceipt.from_receipt)
+        return await self._commit_response(change, self._receipt_response)
+
+    def _receipt_response(self, receipt: Receipt) -> ErasureReceipt:
+        return ErasureReceipt.from_receipt(receipt, self._backup_days)
 
     async def _collection(self, name: str) -> Collection:
         return await self._read(lambda: self._gallery.collection(name))

@@ -134,12 +134,27 @@ class ImageEmbedder:
         if pipeline.detector is None:
             vector = await self.faces.embed_whole_image(pipeline.embedder, data)
             return [EmbeddedFace(None, None, vector)]
-        rule = detection_scale.whole if pipeline.scales == "whole" else detection_scale.scan
-        faces = (await self.faces.find(pipeline.detector, data, DETECTION_THRESHOLD, rule)).faces
-        if not faces:
-            return []
-        vectors = await self.faces.embed_faces(pipeline.embedder, faces)
+        faces = await self._find(pipeline.detector, pipeline.scales, data)
+        return await self._embed(pipeline.embedder, faces) if faces else []
+
+    async def _find(self, detector: LoadedModel, scales: Scales, data: bytes) -> list[AlignedFace]:
+        rule = detection_scale.whole if scales == "whole" else detection_scale.scan
+        return (await self.faces.find(detector, data, DETECTION_THRESHOLD, rule)).faces
+
+    async def _embed(self, embedder: LoadedModel, faces: Sequence[AlignedFace]) -> list[EmbeddedFace]:
+        vectors = await self.faces.embed_faces(embedder, faces)
         return [EmbeddedFace(face, face.describe(), vector) for face, vector in zip(faces, vectors, strict=True)]
+
+    async def embed_most_prominent(self, pipeline: EmbeddingPipeline, data: bytes) -> EmbeddedFace:
+        """Return the image's most prominent face; or the whole image if the pipeline has no detector.
+
+        Raises:
+            NoFace. VestibuleError: about the image.
+        """
+        if pipeline.detector is None:
+            return (await self.embed_image(pipeline, data))[0]
+        face = most_prominent(await self._find(pipeline.detector, pipeline.scales, data))
+        return (await self._embed(pipeline.embedder, [face]))[0]
 
     async def embed_only_image(self, pipeline: EmbeddingPipeline, images: Images) -> EmbeddedFace:
         """Return the most prominent face of a request that has exactly one image.
@@ -153,7 +168,7 @@ class ImageEmbedder:
         if isinstance(data, VestibuleError):
             raise data
         await self.predictor.check_pixels([data])
-        return most_prominent(await self.predictor.with_deadline(self.embed_image(pipeline, data)))
+        return await self.predictor.with_deadline(self.embed_most_prominent(pipeline, data))
 
     async def new_faces(self, subject: str, faces: Sequence[EmbeddedFace], *, keep_crops: bool) -> list[NewFace]:
         """Return the faces to enrol for the subject, with their crops if the collection keeps those."""
@@ -165,10 +180,13 @@ class ImageEmbedder:
 
 def encode_crop(face: EmbeddedFace) -> bytes | None:
     """Return the aligned face as WebP of 112x112 pixels, or None for a whole image."""
-    if face.aligned is None:
-        return None
+    return None if face.aligned is None else encode_photo(Image.fromarray(face.aligned.crop))
+
+
+def encode_photo(image: Image.Image) -> bytes:
+    """Return an RGB image as WebP, without metadata."""
     buffer = io.BytesIO()
-    Image.fromarray(face.aligned.crop).save(buffer, "WEBP", quality=CROP_QUALITY)
+    image.save(buffer, "WEBP", quality=CROP_QUALITY)
     return buffer.getvalue()
 
 

@@ -10,6 +10,7 @@ from app import errors
 from app.auth.scopes import ENROL, INFER
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
 from app.gallery.bulk.upload import BULK_BODY, read_upload
+from app.gallery.passage_schemas import PassageResponse, PassageVerification
 from app.gallery.schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -103,7 +104,7 @@ IdempotencyKey = Annotated[
         pattern=r"^[!-~]{1,128}$",
         description=(
             "A text that the caller chooses for this request, such as a random UUID. A repeated request with the same"
-            " key, within a day, returns the faces of the first and enrols nothing; 409 if its images or parameters"
+            " key, within a day, returns the result of the first and stores nothing; 409 if its images or parameters"
             " differ. Each image is enrolled once, also if only some of the images were enrolled."
         ),
     ),
@@ -119,12 +120,17 @@ def gallery_service(request: Request) -> GalleryService:
     "/search",
     openapi_extra=IMAGE_BODY,
     dependencies=INFER,
-    responses=errors.describe(*SEARCHING),
+    responses=errors.describe(*SEARCHING, errors.Unprocessable),
 )
 @counts_toward_capacity
-async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
-    """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects."""
-    return await gallery_service(request).searches.search(await images(request), params, request.state.caller)
+async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse | PassageResponse:
+    """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects.
+
+    With `passage`, return one decision for the person whom all images show.
+    """
+    service = gallery_service(request)
+    search = service.passages.search if params.passage else service.searches.search
+    return await search(await images(request), params, request.state.caller)
 
 
 @router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
@@ -221,9 +227,11 @@ async def enrol(
 @counts_toward_capacity
 async def verify(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[SubjectVerifyParams, Query()]
-) -> SubjectVerification:
-    """Compare the image's most prominent face with the subject's faces."""
-    return await gallery_service(request).searches.verify(
+) -> SubjectVerification | PassageVerification:
+    """Compare the image's most prominent face, or with `passage` the person of all images, with the subject's faces."""
+    service = gallery_service(request)
+    verify = service.passages.verify if params.passage else service.searches.verify
+    return await verify(
         collection,
         subject,
         await images(request),

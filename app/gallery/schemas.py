@@ -30,6 +30,7 @@ from models.align import Reason
 _SIGNS = "_\u200c\u200d.@:+ -"
 _CHARACTER = rf"[\p{{L}}\p{{M}}\p{{N}}{_SIGNS}]"
 _MAX_CHARACTERS = 128
+DAY_S = 86_400
 
 
 def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
@@ -79,7 +80,7 @@ def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
-ExpiryTime = Annotated[AwareDatetime, BeforeValidator(_require_text), AfterValidator(_to_utc)]
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_require_text), AfterValidator(_to_utc)]
 
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
 
@@ -173,7 +174,7 @@ class SubjectProperties(Schema):
 
     name: Annotated[str, Field(max_length=256)] | None = None
     metadata: Metadata = Field(default_factory=dict)
-    expires_at: ExpiryTime | None = Field(
+    expires_at: Timestamp | None = Field(
         None, description="From this time on the subject is not found; it is erased soon after."
     )
 
@@ -258,23 +259,33 @@ class EnrolResponse(Schema):
 
 
 class ErasureReceipt(Schema):
-    """An erasure: `scrubbing` while files still contain the data, `erased` when none does."""
+    """An erasure: `scrubbing` while files still contain the data, `erased` when none does.
+
+    `backups_until`: when the last backup that may contain the data is deleted, as the operator has stated how long
+    backups are kept; null while `scrubbing`, and where the operator has not.
+    """
 
     id: str
     status: Literal["scrubbing", "erased"]
     subjects: int
     faces: int
+    sightings: int
     requested_at: AwareDatetime
     erased_at: AwareDatetime | None
+    backups_until: AwareDatetime | None
 
     @classmethod
-    def from_receipt(cls, receipt: Receipt) -> ErasureReceipt:
-        """Return the receipt as responses show it."""
+    def from_receipt(cls, receipt: Receipt, backup_days: float | None) -> ErasureReceipt:
+        """Return the receipt as responses show it. `backup_days`: how long a backup is kept at most."""
+        erased_at = receipt.erased_at
+        until = None if erased_at is None or backup_days is None else erased_at + backup_days * DAY_S
         return cls(
             id=receipt.token,
-            status="scrubbing" if receipt.erased_at is None else "erased",
+            status="scrubbing" if erased_at is None else "erased",
             subjects=receipt.subjects,
             faces=receipt.faces,
+            sightings=receipt.sightings,
             requested_at=read_timestamp(receipt.requested_at),
-            erased_at=None if receipt.erased_at is None else read_timestamp(receipt.erased_at),
+            erased_at=None if erased_at is None else read_timestamp(erased_at),
+            backups_until=None if until is None else read_timestamp(until),
         )

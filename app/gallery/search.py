@@ -1,4 +1,4 @@
-"""Search a collection for the faces of images, for vectors or enrolled faces; verify images against one subject."""
+"""Search a collection for the faces of images, and verify images against one subject."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.errors import Conflict, Unprocessable
+from app.errors import Unprocessable
 from app.faces.schemas import DetectedFace
 from app.faces.service import operating_point, operating_threshold
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
@@ -22,58 +22,116 @@ from app.gallery.search_schemas import (
     Searched,
     SearchedCollection,
     SearchedFace,
-    SearchedVectors,
     SearchParams,
     SearchReason,
     SearchResponse,
     SubjectVerification,
     SubjectVerifyParams,
     Value,
-    VectorSearchParams,
 )
 from app.images.uploads import Images
-from app.schemas import Failed
-from index.types import Floats, Match, SearchScope
-from index.validation import unit_vectors
-from models.card import ModelCard
+from app.schemas import Failed, OperatingPoint
+from index.types import Collection, Floats, Fusion, Match
+from models.align import Reason
 
 
 @dataclass(frozen=True)
-class SearchPlan:
-    """How the faces of a request are searched for: the collection as it was when the request began, and the rule."""
+class SearchTarget:
+    """The subjects that a search compares with: those of a collection, or those that `where` selects of it.
 
-    params: CandidateParams
-    scope: SearchScope
+    `comparisons`: the number of comparisons per face, which the threshold depends on.
+    """
+
+    collection: Collection
+    pipeline: EmbeddingPipeline
     where: dict[str, list[Value]] | None
-    card: ModelCard
-    rule: DecisionRule
+    size: SearchedCollection
+    comparisons: int
 
-    def response(self, data: Sequence[Searched | Failed]) -> SearchResponse:
-        """Return the response with these results."""
-        collection, usage, rule, matching = self.scope.collection, self.scope.usage, self.rule, self.card.matching
-        return SearchResponse(
-            collection=SearchedCollection(
-                name=collection.name,
-                subjects=usage.subjects,
-                faces=usage.faces,
-                exact=usage.exact,
-                chosen=_chosen(self.scope),
-            ),
-            threshold=1 - rule.threshold.similarity if rule.threshold else None,
-            operating_point=(
-                operating_point(rule.fmr, matching, rule.threshold)
-                if matching and rule.fmr and rule.threshold
-                else None
-            ),
-            fpir=self.params.fpir,
-            model=self.card.name,
-            version=self.card.version,
-            data=list(data),
+    def rule(self, params: CandidateParams) -> DecisionRule:
+        """Return the rule by which each face is decided by itself."""
+        matching = self.pipeline.embedder.card.matching
+        return DecisionRule.for_comparisons(matching, params.fpir, self.comparisons, extrapolate=params.extrapolate)
+
+
+class Identification(GalleryAccess):
+    """Base of services that identify and verify faces."""
+
+    async def _target(self, params: CandidateParams) -> SearchTarget:
+        """Return the subjects to search.
+
+        Raises:
+            NotFound: no such collection. Conflict: its vectors are of another pipeline.
+        """
+        where = None if params.where is None else _allowed_values(params.where)
+        scope = await self._read(lambda: self._storage.searches.scope(params.collection, where))
+        collection, usage = scope.collection, scope.usage
+        pipeline = await self._embedder.collection_pipeline(collection)
+        chosen = None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
+        selected = chosen or usage
+        size = SearchedCollection(
+            name=collection.name, subjects=usage.subjects, faces=usage.faces, exact=usage.exact, chosen=chosen
         )
+        comparisons = selected.faces if params.fusion == "best" else selected.subjects
+        return SearchTarget(collection, pipeline, where, size, comparisons)
+
+    def _decide(
+        self,
+        target: SearchTarget,
+        vectors: Floats,
+        params: CandidateParams,
+        rule: DecisionRule,
+        actor: str | None,
+        *,
+        repeated: bool,
+        excluded: Sequence[int | None] = (),
+    ) -> list[Decision]:
+        """Search for vectors [N, D], decide, and record the search, all in the caller's thread.
+
+        `repeated`: several vectors may be of one subject. `excluded`: for each vector the id of a subject that is no
+        candidate for it. All steps run in one thread, because each change of threads costs a wake-up.
+        """
+
+        def read(rows: Sequence[int], k: int) -> list[list[Match]]:
+            results = self._storage.searches.search(
+                target.collection.name,
+                vectors[list(rows)],
+                k + bool(excluded),
+                fusion=params.fusion,
+                where=target.where,
+                fingerprint=target.collection.fingerprint,
+            )
+            if not excluded:
+                return results
+            return [
+                [match for match in matches if match.subject.id != excluded[row]][:k]
+                for row, matches in zip(rows, results, strict=True)
+            ]
+
+        results = decide_by_steps(rule, len(vectors), params.limit, read, repeated=repeated)
+        subjects = [match.subject for decision in results for match in decision.candidates[: params.limit]]
+        self._gallery.note_search(target.collection.name, subjects, actor=actor)
+        return results
+
+    def _compare(
+        self, collection: Collection, key: str, vector: Floats, fusion: Fusion, actor: str | None
+    ) -> tuple[Match, bool]:
+        """Compare a vector [D] with the subject and record it: the match, and whether feedback rules it out.
+
+        Raises:
+            Unprocessable: the subject has no face.
+        """
+        match, denied = self._storage.searches.compare(
+            collection.name, key, vector, fusion=fusion, fingerprint=collection.fingerprint
+        )
+        if match is None:
+            raise Unprocessable("the subject has no face to compare with")
+        self._gallery.note_search(collection.name, [match.subject], actor=actor)
+        return match, denied
 
 
-class GallerySearch(GalleryAccess):
-    """Identifies and verifies faces."""
+class GallerySearch(Identification):
+    """Identifies and verifies each face by itself."""
 
     @retry_once
     async def search(self, images: Images, params: SearchParams, actor: str | None) -> SearchResponse:
@@ -83,116 +141,39 @@ class GallerySearch(GalleryAccess):
             VestibuleError: about the request, or about its only image. NotFound: no such collection. Conflict: its
             vectors are of another pipeline.
         """
-        plan, pipeline = await self._plan(params)
+        target = await self._target(params)
+        rule = target.rule(params)
 
         async def search_image(index: int, data: bytes) -> Searched:
-            faces = await self._embedder.embed_image(pipeline, data)
+            faces = await self._embedder.embed_image(target.pipeline, data)
             with conflict_as_pipeline_changed():
-                results = await self._read(lambda: self._identify(faces, plan, params, actor))
+                results = await self._read(lambda: self._identify(faces, target, params, rule, actor))
                 return Searched(index=index, faces=results)
 
-        return plan.response(await self._embedder.predictor.for_each_image(images, search_image))
-
-    @retry_once
-    async def search_vectors(
-        self, body: SearchedVectors, params: VectorSearchParams, actor: str | None
-    ) -> SearchResponse:
-        """Return the candidates of each embedding, or of each enrolled face, without the subject that has that face.
-
-        Each is decided separately.
-
-        Raises:
-            NotFound: no such collection or face. Conflict: the collection has another pipeline than the embeddings.
-            Unprocessable: an embedding has another number of dimensions, or only zeros.
-        """
-        plan, _ = await self._plan(params)
-        if params.fingerprint is not None and params.fingerprint != plan.scope.collection.fingerprint:
-            raise Conflict(f"{params.collection!r} has the pipeline {plan.scope.collection.fingerprint}")
-
-        def search() -> list[Searched]:
-            if body.faces is not None:
-                enrolled = [self._storage.curation.face(params.collection, face) for face in body.faces]
-                vectors = np.concatenate([face.vectors for face in enrolled])
-                owners: Sequence[int | None] = [face.subject.id for face in enrolled]
-            else:
-                vectors = unit_vectors(body.embeddings or [], plan.scope.collection.dimensions)
-                owners = [None] * len(vectors)
-            decisions = self._decide(vectors, plan, actor, repeated=True, excluded=owners)
-            return [
-                Searched(index=index, faces=[_searched_face(None, decision, plan.rule, params.limit)])
-                for index, decision in enumerate(decisions)
-            ]
-
-        with conflict_as_pipeline_changed():
-            return plan.response(await self._read(search))
-
-    async def _plan(self, params: CandidateParams) -> tuple[SearchPlan, EmbeddingPipeline]:
-        """Return how to search the collection, and its pipeline.
-
-        Raises:
-            NotFound: no such collection. Conflict: its vectors are of another pipeline.
-        """
-        where = None if params.where is None else _allowed_values(params.where)
-        scope = await self._read(lambda: self._storage.searches.scope(params.collection, where))
-        pipeline = await self._embedder.collection_pipeline(scope.collection)
-        card, size = pipeline.embedder.card, _chosen(scope) or scope.usage
-        comparisons = size.faces if params.fusion == "best" else size.subjects
-        rule = DecisionRule.for_comparisons(card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
-        return SearchPlan(params, scope, where, card, rule), pipeline
+        data = await self._embedder.predictor.for_each_image(images, search_image)
+        return search_response(target, rule, params.fpir, data)
 
     def _identify(
-        self, faces: Sequence[EmbeddedFace], plan: SearchPlan, params: SearchParams, actor: str | None
+        self,
+        faces: Sequence[EmbeddedFace],
+        target: SearchTarget,
+        params: SearchParams,
+        rule: DecisionRule,
+        actor: str | None,
     ) -> list[SearchedFace]:
-        """Search for the faces of one image, decide, and record the search, all in the caller's thread.
-
-        All steps run in one thread, because each change of threads costs a wake-up.
-        """
+        """Search for the faces of one image; runs in a thread, see `_decide`."""
         positions = [
             position
             for position, face in enumerate(faces)
-            if not (params.quality_gate and face.detected and face.detected.reasons)
+            if not rejection_reasons(face, quality_gate=params.quality_gate)
         ]
         vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
-        results = self._decide(vectors, plan, actor, repeated=params.repeated)
+        results = self._decide(target, vectors, params, rule, actor, repeated=params.repeated)
         decisions = dict(zip(positions, results, strict=True))
         return [
-            _searched_face(face.detected, decisions.get(position), plan.rule, params.limit)
+            searched_face(face.detected, decisions.get(position), rule, params.limit)
             for position, face in enumerate(faces)
         ]
-
-    def _decide(
-        self,
-        vectors: Floats,
-        plan: SearchPlan,
-        actor: str | None,
-        *,
-        repeated: bool,
-        excluded: Sequence[int | None] | None = None,
-    ) -> list[Decision]:
-        """Search for the vectors [N, D], decide, and record the search.
-
-        `excluded`: for each vector the id of a subject that is no candidate.
-        """
-        collection, params = plan.scope.collection, plan.params
-
-        def read(rows: Sequence[int], k: int) -> list[list[Match]]:
-            found = self._storage.searches.search(
-                collection.name,
-                vectors[list(rows)],
-                k if excluded is None else k + 1,
-                fusion=params.fusion,
-                where=plan.where,
-                fingerprint=collection.fingerprint,
-            )
-            if excluded is None:
-                return found
-            others = zip((excluded[row] for row in rows), found, strict=True)
-            return [[match for match in matches if match.subject.id != own][:k] for own, matches in others]
-
-        results = decide_by_steps(plan.rule, len(vectors), params.limit, read, repeated=repeated)
-        subjects = [match.subject for decision in results for match in decision.candidates[: params.limit]]
-        self._gallery.note_search(collection.name, subjects, actor=actor)
-        return results
 
     @retry_once
     async def verify(
@@ -213,26 +194,15 @@ class GallerySearch(GalleryAccess):
         matching, threshold = operating_threshold(card, rate_per_comparison(params.fmr, comparisons))
         face = await self._embedder.embed_only_image(pipeline, images)
 
-        def compare_face() -> tuple[Match, bool]:
-            match, denied = self._storage.searches.compare(
-                name,
-                key,
-                face.vector.numpy(),
-                fusion=params.fusion,
-                fingerprint=collection.fingerprint,
-            )
-            if match is None:
-                raise Unprocessable("the subject has no face to compare with")
-            self._gallery.note_search(name, [match.subject], actor=actor)
-            return match, denied
-
         with conflict_as_pipeline_changed():
-            match, denied = await self._read(compare_face)
+            match, denied = await self._read(
+                lambda: self._compare(collection, key, face.vector.numpy(), params.fusion, actor)
+            )
         return SubjectVerification(
             verified=match.similarity >= threshold.similarity and not denied,
             denied=denied,
             probability=matching.probability(match.similarity),
-            distance=_distance(match),
+            distance=distance(match),
             threshold=1 - threshold.similarity,
             operating_point=operating_point(params.fmr, matching, threshold),
             face=face.detected,
@@ -242,34 +212,60 @@ class GallerySearch(GalleryAccess):
         )
 
 
-def _chosen(scope: SearchScope) -> Chosen | None:
-    return None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
+def search_response(
+    target: SearchTarget, rule: DecisionRule, fpir: float, data: Sequence[Searched | Failed]
+) -> SearchResponse:
+    """Return the response with these results."""
+    card = target.pipeline.embedder.card
+    return SearchResponse(
+        collection=target.size,
+        threshold=1 - rule.threshold.similarity if rule.threshold else None,
+        operating_point=rule_operating_point(rule),
+        fpir=fpir,
+        model=card.name,
+        version=card.version,
+        data=list(data),
+    )
 
 
-def _searched_face(
-    face: DetectedFace | None, decision: Decision | None, rule: DecisionRule, limit: int
-) -> SearchedFace:
+def searched_face(face: DetectedFace | None, decision: Decision | None, rule: DecisionRule, limit: int) -> SearchedFace:
     """Return the result of a face with at most `limit` candidates; it has no decision if it was not searched for."""
     if decision is None:
         assert face is not None  # noqa: S101  only faces can fail the quality gate
         reasons: list[SearchReason] = list(face.reasons)
         return SearchedFace(face=face, status="rejected", reasons=reasons, candidates=[])
-    candidates = [
+    return SearchedFace(
+        face=face,
+        status="match" if decision.matched else "unknown",
+        reasons=[] if rule.can_match else ["BEYOND_CALIBRATION" if rule.matching else "NOT_CALIBRATED"],
+        candidates=list_candidates(decision, rule, limit),
+    )
+
+
+def rejection_reasons(face: EmbeddedFace, *, quality_gate: bool) -> list[Reason]:
+    """Return the reasons not to search for the face; empty if it passes the quality gate, or there is no gate."""
+    return face.detected.reasons if quality_gate and face.detected else []
+
+
+def list_candidates(decision: Decision, rule: DecisionRule, limit: int) -> list[Candidate]:
+    """Return the first `limit` candidates for a response."""
+    return [
         Candidate(
             subject_id=match.subject.key,
             name=match.subject.name,
             face_id=match.face,
             probability=rule.matching.probability(match.similarity) if rule.matching else None,
-            distance=_distance(match),
+            distance=distance(match),
         )
         for match in decision.candidates[:limit]
     ]
-    return SearchedFace(
-        face=face,
-        status="match" if decision.matched else "unknown",
-        reasons=[] if rule.can_match else ["BEYOND_CALIBRATION" if rule.matching else "NOT_CALIBRATED"],
-        candidates=candidates,
-    )
+
+
+def rule_operating_point(rule: DecisionRule) -> OperatingPoint | None:
+    """Return the operating point of decisions by this rule; None without calibration."""
+    if not (rule.matching and rule.fmr and rule.threshold):
+        return None
+    return operating_point(rule.fmr, rule.matching, rule.threshold)
 
 
 def _allowed_values(where: MetadataConditions) -> dict[str, list[Value]]:
@@ -277,5 +273,6 @@ def _allowed_values(where: MetadataConditions) -> dict[str, list[Value]]:
     return {key: value.in_ if isinstance(value, OneOf) else [value] for key, value in where.items()}
 
 
-def _distance(match: Match) -> float:
+def distance(match: Match) -> float:
+    """Return 1 - cosine, 0..2."""
     return max(0.0, 1 - match.similarity)  # a cosine may be rounded to slightly more than 1

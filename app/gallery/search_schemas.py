@@ -53,6 +53,11 @@ class SearchParams(CandidateParams):
 
     quality_gate: bool = Field(False, description="Do not search for faces of insufficient quality.")
     repeated: bool = Field(False, description="Several faces of one image may be the same subject.")
+    passage: bool = Field(
+        False,
+        description="The images are frames of one person who passes by: one decision for all, see `PassageResponse`."
+        " `fpir` is per passage, and `repeated` has no effect.",
+    )
 
 
 class VectorSearchParams(CandidateParams):
@@ -157,6 +162,11 @@ class SubjectVerifyParams(Schema):
     )
     fusion: Literal["best", "mean"] = Field(
         "best", description="Compare with the subject's nearest face, or with the mean of its similarities."
+    )
+    passage: bool = Field(
+        False,
+        description="The images, of which there may be several, are frames of one person who passes by: one decision"
+        " for all, see `PassageVerification`. `fmr` is per passage.",
     )
 
 

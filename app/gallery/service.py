@@ -16,7 +16,9 @@ from app.gallery.access import GalleryAccess, PipelineChanged, conflict_as_pipel
 from app.gallery.bulk.enrolment import BulkJobs
 from app.gallery.curation.proposals import Proposals
 from app.gallery.curation.service import GalleryCuration
+from app.gallery.curation.vector_search import VectorSearch
 from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
+from app.gallery.passages import PassageSearch
 from app.gallery.reembedding import Reembedder
 from app.gallery.schemas import (
     CollectionDetail,
@@ -60,6 +62,8 @@ class GalleryService(GalleryAccess):
         self.searches = GallerySearch(storage, self._embedder)
         self.curation = GalleryCuration(storage, self._embedder, merge_undo_s)
         self.proposals = Proposals(storage, self._embedder)
+        self.vector_searches = VectorSearch(storage, self._embedder)
+        self.passages = PassageSearch(storage, self._embedder)
         self.jobs = BulkJobs(storage, background)
         self.reembedder = Reembedder(storage, background)
 
@@ -193,7 +197,7 @@ class GalleryService(GalleryAccess):
         Raises:
             NotFound.
         """
-        return ErasureReceipt.from_receipt(await self._read(lambda: self._gallery.receipt(token)))
+        return self._receipt_response(await self._read(lambda: self._gallery.receipt(token)))
 
     async def enrol(
         self,

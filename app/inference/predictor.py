@@ -57,7 +57,7 @@ class Predictor:
     def __init__(self, settings: Settings, model_manager: ModelManager, priority: Priority = "interactive"):
         self.model_manager = model_manager
         self.executors = model_manager.executors
-        self._settings = settings
+        self.settings = settings
         self._priority: Priority = priority
         self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         # Shared by all requests, so that the detector's batches contain few tiles of large photos.
@@ -67,7 +67,7 @@ class Predictor:
 
     def background(self) -> Predictor:
         """Return a predictor whose requests have lower priority than interactive ones."""
-        return Predictor(self._settings, self.model_manager, "background")
+        return Predictor(self.settings, self.model_manager, "background")
 
     def queue_slots(self) -> asyncio.Semaphore:
         """Return a semaphore that bounds how many items its holders may queue."""
@@ -113,7 +113,7 @@ class Predictor:
         Raises:
             TooManyPixels: if it exceeds the limit of a request.
         """
-        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._settings.max_request_pixels:
+        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self.settings.max_request_pixels:
             return
 
         def count(files: Sequence[bytes]) -> int:
@@ -123,9 +123,9 @@ class Predictor:
         total = await self.with_deadline(
             self.executors.run_cpu(lambda: count(images) + 2 * count(transformed), is_long=is_long)
         )
-        if total > self._settings.max_request_pixels:
+        if total > self.settings.max_request_pixels:
             counted = "the images, their references and the responses" if transformed else "the images"
-            allowed = self._settings.max_request_pixels
+            allowed = self.settings.max_request_pixels
             raise TooManyPixels(f"{counted} have {total} pixels; a request may have {allowed}")
 
     async def with_deadline(self, work: Awaitable[T]) -> T:
@@ -135,10 +135,10 @@ class Predictor:
             DeadlineExceeded: it took longer than the request's deadline allows.
         """
         try:
-            async with asyncio.timeout(self._settings.deadline_s):
+            async with asyncio.timeout(self.settings.deadline_s):
                 return await work
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no result within {self._settings.deadline_s:.0f} s") from error
+            raise DeadlineExceeded(f"no result within {self.settings.deadline_s:.0f} s") from error
 
     async def decode(
         self,
@@ -204,7 +204,7 @@ class Predictor:
 
         async def infer(item: Item) -> BatchResult[Tensor]:
             async with slots:
-                return await model.infer(item, self._settings.deadline_s, self._priority)
+                return await model.infer(item, self.settings.deadline_s, self._priority)
 
         results = await gather([infer(item) for item in items])
         for result in results:

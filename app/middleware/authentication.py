@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.keys import ApiKeys
 from app.auth.rate_limit import KeyUsage
-from app.errors import NotReady, RateLimited, ScopeMissing, Unauthorized, VestibuleError, error_response
+from app.errors import RateLimited, ScopeMissing, StorageUnavailable, Unauthorized, VestibuleError, error_response
 from app.middleware.routing import ProtectedRoute
 from app.observability.metrics import Metrics
 from app.settings import Settings
@@ -62,7 +62,7 @@ class Authentication:
         """Return the key that permits this request; None where no key is needed.
 
         Raises:
-            Unauthorized, ScopeMissing. NotReady: it is not known which keys there are.
+            Unauthorized, ScopeMissing. StorageUnavailable: it is not known which keys there are.
         """
         route: ProtectedRoute | None = scope["state"]["route"]
         if route is not None and route.scope is None:
@@ -70,7 +70,7 @@ class Authentication:
         try:
             return self._required_key(scope, route)
         except UnavailableError as error:
-            raise NotReady(str(error), {"Retry-After": "5"}) from error
+            raise StorageUnavailable(str(error), {"Retry-After": "5"}) from error
 
     def _required_key(self, scope: Scope, route: ProtectedRoute | None) -> ApiKey | None:
         if not (self._keys.by_hash() or self._settings.require_keys):

@@ -25,12 +25,21 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from index.errors import CorruptError, LockedError
-from index.operator_key import KEY_BYTES, NONCE_BYTES, OVERHEAD, Data, OperatorKey, decrypt, derived_key, encrypt
+from index.operator_key import (
+    KEY_BYTES,
+    NONCE_BYTES,
+    OVERHEAD,
+    SETTINGS,
+    Data,
+    OperatorKey,
+    decrypt,
+    derived_key,
+    encrypt,
+    matching_key,
+)
 
 # Bytes of a file per ciphertext: no file is copied in memory as a whole, and AESGCM accepts less than 2**31 bytes.
 CHUNK_BYTES = 2**24
-
-SETTINGS = "VESTIBULE_ENCRYPTION_KEY or VESTIBULE_ENCRYPTION_KEY_FILE"
 
 
 class Cipher:
@@ -136,18 +145,6 @@ class CollectionKeys:
     operator: OperatorKey | None = None
     ciphers: dict[str, AeadCipher] = field(default_factory=dict)
 
-    def operator_key(self, id: str, purpose: str) -> OperatorKey:
-        """Return the operator's key if it has this id; the error's text begins with `purpose`.
-
-        Raises:
-            LockedError: if there is no operator's key, or it has another id.
-        """
-        if self.operator is None:
-            raise LockedError(f"{purpose} needs the operator's key {id}, but no key is set: set {SETTINGS}")
-        if self.operator.id != id:
-            raise LockedError(f"{purpose} needs the operator's key {id}, but the key that is set is {self.operator.id}")
-        return self.operator
-
 
 class LedgerConnection(apsw.Connection):
     """A connection to a ledger, with the keys of its encrypted collections."""
@@ -194,7 +191,7 @@ def cipher_of(db: apsw.Connection, collection_id: int) -> Cipher:
     keys = _keys(db)
     cipher = keys.ciphers.get(key_name)
     if cipher is None:
-        operator = keys.operator_key(wrapped_by, repr(collection))
+        operator = matching_key(keys.operator, wrapped_by, repr(collection))
         cipher = keys.ciphers[key_name] = AeadCipher(operator.unwrap(wrapped, _about(db, collection_id)))
     return cipher
 
@@ -219,7 +216,7 @@ def rewrap(db: apsw.Connection, new: OperatorKey) -> int:
     ).fetchall()
     for collection_id, wrapped_by, wrapped in rows:
         about = _about(db, collection_id)
-        key = _keys(db).operator_key(wrapped_by, about).unwrap(wrapped, about)
+        key = matching_key(_keys(db).operator, wrapped_by, about).unwrap(wrapped, about)
         db.execute(
             "UPDATE collection_keys SET wrapped_by = ?, wrapped = ? WHERE collection_id = ?",
             (new.id, new.wrap(key, about), collection_id),

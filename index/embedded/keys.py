@@ -16,7 +16,7 @@ import apsw
 from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.store.ledger import Ledger, Watcher
-from index.embedded.store.migrations import AUDITED
+from index.embedded.store.schema.gallery import AUDITED
 from index.errors import ConflictError, NotFoundError
 from index.folders import make_folder
 from index.types import ApiKey

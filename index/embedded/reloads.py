@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from index.embedded.store.atomic_files import write_atomically
+from index.folders import write_atomically
 
 
 class FileReloads:

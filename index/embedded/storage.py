@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from index.embedded.admin import verify
 from index.embedded.audit.id_normalisation import count_clashes
 from index.embedded.curation.curation import Curation
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Searches
+from index.embedded.sightings.sightings import Sightings
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.operator_key import OperatorKey
 
 FULL_DISK_S = 60.0  # how long the disk counts as full after a write failed
@@ -32,11 +36,22 @@ class EmbeddedStorage:
         self.searches = Searches(self.gallery)
         self.feedback = Feedback(self.gallery)
         self.curation = Curation(self.gallery)
+        self.sightings = Sightings(self.gallery)
         self.jobs = JobQueue(self.gallery)
         self.job_worker = BulkEnrolmentWorker(self.gallery)
         self.reembeddings = Reembeddings(self.gallery)
         self.reembedding_worker = ReembeddingWorker(self.gallery)
         self.maintenance = Maintenance(self.gallery)
+        self.transfer = EmbeddedTransfer(self.gallery)
+
+    def stored_bytes(self) -> int:
+        """Return the size of the ledger with its write-ahead log."""
+        path = self.gallery.ledger.path
+        return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+    def find_faults(self) -> Iterator[str]:
+        """See `index.embedded.admin.verify`."""
+        return verify.find_faults(self.gallery)
 
     def warnings(self) -> list[str]:
         """Return a warning about subjects whose ids clash, if there are any."""

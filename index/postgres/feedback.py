@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from index.audit_chain import AuditEvent
 from index.errors import NotFoundError
 from index.postgres.gallery import GalleryComponent
-from index.postgres.store import audit_records, collection_records, erasure_records, subject_records
+from index.postgres.store import audit_records, collection_records, erasure_records, face_records, subject_records
 from index.postgres.store.database import Connection, committing
-from index.postgres.store.sealing import seal
+from index.records import RejectionRecord
 from index.types import Floats, Receipt, Rejection
 from index.validation import check_fingerprint, unit_vectors
 
@@ -40,19 +40,16 @@ class PostgresFeedback(GalleryComponent):
         scaled = unit_vectors(vectors, target.dimensions)
         # The subject is locked before time and ids are read: so those of its rejected faces increase with the commits.
         subject = subject_records.find(db, target.id, key, self.database.now(db), lock=True)
-        now, rejections = self.database.now(db), []
-        for vector, crop in zip(scaled, crops or [None] * len(scaled), strict=True):
-            token = secrets.token_hex(16)
-            row = db.execute(
-                "INSERT INTO rejections (id, collection_id, subject_id, token, created_at, vector, seal, crop)"
-                " VALUES (nextval('face_ids'), %s, %s, %s, %s, %s, %s, %s) RETURNING id",
-                (target.id, subject.id, token, now, vector, *((None, None) if crop is None else seal(crop))),
-            ).fetchone()
-            assert row is not None  # noqa: S101  one row is inserted
-            rejections.append(Rejection(token, now, row[0]))
-        faces = [-rejection.id for rejection in rejections]
-        audit_records.record(db, AuditEvent("feedback", now, actor, target.id, [subject.id], faces))
-        return rejections
+        now = self.database.now(db)
+        rows = [
+            (subject.id, RejectionRecord(0, key, secrets.token_hex(16), now, vector.astype("<f4").tobytes(), crop))
+            for vector, crop in zip(scaled, crops or [None] * len(scaled), strict=True)
+        ]
+        faces = face_records.insert_rejections(db, target.id, rows)
+        audit_records.record(
+            db, AuditEvent("feedback", now, actor, target.id, [subject.id], [-face.id for face in faces])
+        )
+        return [Rejection(face.token, now, face.id) for face in faces]
 
     def of_subject(
         self, collection: str, key: str, after: tuple[float, int] = (0.0, 0), limit: int = -1

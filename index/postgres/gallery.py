@@ -11,14 +11,13 @@ A read holds a lock of the collection's table (`PostgresGallery.reading`): dropp
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from psycopg import errors as sql_errors
 
 from index.audit_chain import AuditEvent
-from index.errors import InvalidError
 from index.postgres import hnsw
 from index.postgres.audit import AuditLog
 from index.postgres.store import (
@@ -35,6 +34,8 @@ from index.validation import check_fingerprint, check_future, normalised
 
 RETENTION = "retention"  # the actor of expiry
 
+Snapshot = Callable[[], AbstractContextManager[Connection]]
+
 
 class PostgresGallery:
     """A `Gallery` in a database."""
@@ -49,25 +50,27 @@ class PostgresGallery:
         return self.database.clock()
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[tuple[Connection, Collection]]:
+    def reading(self, name: str, snapshot: Snapshot | None = None) -> Iterator[tuple[Connection, Collection]]:
         """Yield a snapshot and the collection in it, which is not dropped or re-embedded before the snapshot ends.
+
+        `snapshot`: by default the database's.
 
         Raises:
             NotFoundError: no such collection. UnavailableError: see `Database.snapshot`.
         """
         with ExitStack() as stack:
-            while (locked := self._locked(name, stack)) is None:
+            while (locked := self._locked(name, snapshot or self.database.snapshot, stack)) is None:
                 pass
             yield locked
 
-    def _locked(self, name: str, stack: ExitStack) -> tuple[Connection, Collection] | None:
+    def _locked(self, name: str, snapshot: Snapshot, stack: ExitStack) -> tuple[Connection, Collection] | None:
         """Enter a snapshot and return it with the collection; None where the id of the collection was not known."""
         # The table must be locked before the first row is read: the snapshot is of that moment, and a table that is
         # replaced later appears empty in it.
         number = self._ids.get(normalised(name))
         try:
             with ExitStack() as attempt:
-                db = attempt.enter_context(self.database.snapshot())
+                db = attempt.enter_context(snapshot())
                 if number is not None:
                     face_tables.lock(db, number)
                 collection = collection_records.find(db, name)
@@ -94,10 +97,9 @@ class PostgresGallery:
         **settings: Any,
     ) -> Collection:
         """See `Gallery`."""
-        if encrypted:
-            raise InvalidError("encrypted collections are not supported with a database yet; use the embedded gallery")
         now = self.database.now(db)
-        inserted = collection_records.insert(db, Collection(0, name, embedder, fingerprint, dimensions, settings, now))
+        collection = Collection(0, name, embedder, fingerprint, dimensions, settings, now, encrypted=encrypted)
+        inserted = collection_records.insert(db, collection)
         audit_records.record(db, AuditEvent("create_collection", now, actor, inserted.id))
         return inserted
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from index.audit_chain import AuditEvent
+from index.engine.repeater import Repeater
 from index.errors import ConflictError, NotFoundError, UnavailableError
 from index.postgres.audit import AuditLog
-from index.postgres.repeater import Repeater
 from index.postgres.store import audit_records
 from index.postgres.store.database import Connection, SharedDatabase, scalar
 from index.types import ApiKey

@@ -5,16 +5,15 @@ One process at a time does it, the one that holds the lease by the database's ti
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-from index.errors import ConflictError, LockedError, MaintenanceError
+from index.engine.maintenance import LEASE, LEASE_S, MaintenanceRounds
 from index.postgres import hnsw
 from index.postgres.curation.curation import forget_ended
 from index.postgres.gallery import RETENTION, GalleryComponent, PostgresGallery, remove_subjects
+from index.postgres.sightings.sightings import erase_expired as erase_expired_sightings
 from index.postgres.store import (
     collection_records,
     erasure_records,
@@ -24,13 +23,12 @@ from index.postgres.store import (
     wal_files,
 )
 from index.postgres.store.database import Connection
+from index.protocol import IDEMPOTENCY_S
 
-LEASE, LEASE_S = "maintenance", 60.0
 RETENTION_BATCH = 1000  # expired subjects of one round
-IDEMPOTENCY_S = 24 * 3600.0  # how long the result of a change is kept for its idempotency key
 
 
-class PostgresMaintenance(GalleryComponent):
+class PostgresMaintenance(GalleryComponent, MaintenanceRounds):
     """The `Maintenance` of a gallery in PostgreSQL. `standbys`: their addresses; erasures wait until these are clean.
 
     Erasures are finished on the database itself and on these standbys only.
@@ -40,20 +38,17 @@ class PostgresMaintenance(GalleryComponent):
         super().__init__(gallery)
         self._standbys = tuple(standbys)
         self._exact_below = exact_below
-        self._failures: dict[str, Exception] = {}
 
     def run(self) -> bool:
         """See `Maintenance`."""
-        self._failures = {}
-        with self._step("audit log"):
-            self.gallery.audit.flush()  # every process writes its own searches
-        has_lease = self.database.write(self._renew)
-        if has_lease:
-            with self._heartbeat():
-                self._work()
-        if self._failures:
-            raise MaintenanceError(self._failures)
-        return has_lease
+        with self._round() as has_lease:
+            return has_lease
+
+    def _flush_audit(self) -> None:
+        self.gallery.audit.flush()
+
+    def _renew_lease(self) -> bool:
+        return self.database.write(self._renew)
 
     def release(self) -> None:
         """See `Maintenance`."""
@@ -62,34 +57,6 @@ class PostgresMaintenance(GalleryComponent):
     def _renew(self, db: Connection) -> bool:
         return lease_records.take(db, LEASE, self.holder, self.database.now(db), LEASE_S)
 
-    @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        """Store the first exception of each step, and continue."""
-        try:
-            yield
-        except (ConflictError, LockedError):
-            pass  # another process changed the object; a later round repeats the step
-        except Exception as error:  # noqa: BLE001  of a damaged row or a full disk; `run` raises it
-            self._failures.setdefault(name, error)
-
-    @contextmanager
-    def _heartbeat(self) -> Iterator[None]:
-        """Renew the lease from a thread, so that it does not expire during a long step."""
-        done = threading.Event()
-
-        def beat() -> None:
-            while not done.wait(LEASE_S / 4):
-                with self._step("lease"):
-                    self.database.write(self._renew)
-
-        thread = threading.Thread(target=beat, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
     def _work(self) -> None:
         with self._step("counts"):
             self.database.write(collection_records.merge_counts)
@@ -97,6 +64,8 @@ class PostgresMaintenance(GalleryComponent):
             self._erase_expired()
         with self._step("merges"):
             self.database.write(lambda db: forget_ended(db, self.database.now(db)))
+        with self._step("sightings"):
+            erase_expired_sightings(self.database)
         with self._step("idempotency keys"):
             self.database.write(self._delete_old_keys)
         with self._step("erasures"):

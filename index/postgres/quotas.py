@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from index.postgres.repeater import Repeater
+from index.engine.repeater import Repeater
 from index.postgres.store import lease_records
 from index.postgres.store.database import Connection, SharedDatabase
 

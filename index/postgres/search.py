@@ -16,18 +16,23 @@ column, and a cast to float16 takes 110 ms. A whole search takes 68 ms, and 21 m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import psycopg
 from psycopg import sql
 
 from index.postgres import hnsw
-from index.postgres.gallery import GalleryComponent
+from index.postgres.gallery import GalleryComponent, PostgresGallery
+from index.postgres.readers import Readers
 from index.postgres.store import face_tables, subject_records
 from index.postgres.store.database import Connection, Row, scalar
 from index.types import Collection, Floats, Fusion, Match, SearchScope, Where
 from index.validation import ROUNDING, check_fingerprint, normalised_where, unit_vectors
+
+T = TypeVar("T")
 
 EF_SEARCH = 200  # finds the nearest of 1,000,000 clustered vectors for .99 of the queries
 # A filter that selects more subjects is applied to the faces that the approximate indexes find. Comparing the faces of
@@ -195,13 +200,29 @@ class Search:
 
 
 class PostgresSearches(GalleryComponent):
-    """The `Searches` of a gallery in PostgreSQL."""
+    """The `Searches` of a gallery in PostgreSQL. `readers`: standbys that may answer them."""
+
+    def __init__(self, gallery: PostgresGallery, readers: Readers | None = None):
+        super().__init__(gallery)
+        self._readers = readers or Readers(gallery.database)
+
+    def _read(self, collection: str, read: Callable[[Connection, Collection], T]) -> T:
+        """Return `read` of a snapshot and the collection, on a reader if one has replayed all acknowledged changes."""
+        for reader in self._readers.current():
+            # What a reader cannot do, because it ends or replays a conflicting change, the next server can.
+            with suppress(psycopg.Error), self.gallery.reading(collection, reader.snapshot) as (db, current):
+                return read(db, current)
+        with self.gallery.reading(collection) as (db, current):
+            return read(db, current)
 
     def scope(self, collection: str, where: Where | None = None) -> SearchScope:
         """See `Searches`."""
-        with self.gallery.reading(collection) as (db, current):
+
+        def read(db: Connection, current: Collection) -> SearchScope:
             selected = selected_counts(db, current, where) if where else None
             return SearchScope(current, self.gallery.usage_of(db, current), selected)
+
+        return self._read(collection, read)
 
     def search(
         self,
@@ -215,15 +236,18 @@ class PostgresSearches(GalleryComponent):
     ) -> list[list[Match]]:
         """See `Searches`."""
         now = self.database.clock()
-        with self.gallery.reading(collection) as (db, current):
+
+        def read(db: Connection, current: Collection) -> list[list[Match]]:
             check_fingerprint(current, fingerprint)
-            queries = unit_vectors(queries, current.dimensions)
+            scaled = unit_vectors(queries, current.dimensions)
             subjects, is_indexed = begin(db, current)
             matching = Filter(db, current.id, where) if where else None
             limit = COMPARED_SUBJECTS if is_indexed else subjects // SCAN_ADVANTAGE
             few = matching is not None and _is_few(db, matching, limit)
             search = Search(db, current, k, fusion, matching, is_indexed, few, subjects, now)
-            return [search.run(query) for query in queries]
+            return [search.run(query) for query in scaled]
+
+        return self._read(collection, read)
 
     def compare(
         self,
@@ -236,9 +260,10 @@ class PostgresSearches(GalleryComponent):
     ) -> tuple[Match | None, bool]:
         """See `Searches`."""
         now = self.database.clock()
-        with self.gallery.reading(collection) as (db, current):
+
+        def read(db: Connection, current: Collection) -> tuple[Match | None, bool]:
             check_fingerprint(current, fingerprint)
-            (query,) = unit_vectors(query[None], current.dimensions)
+            (scaled,) = unit_vectors(query[None], current.dimensions)
             subject = subject_records.find(db, current.id, key, now)
             candidates = sql.SQL(_OF_SUBJECTS).format(
                 subjects=sql.SQL("SELECT %(subject)s::bigint AS subject_id"),
@@ -246,9 +271,11 @@ class PostgresSearches(GalleryComponent):
                 table=face_tables.faces(current.id),
             )
             statement = matches_statement(current, candidates, sql.SQL("true"))
-            values = {"subject": subject.id, "query": query, "count": 1, "k": 1, "now": now, "rounding": ROUNDING}
+            values = {"subject": subject.id, "query": scaled, "count": 1, "k": 1, "now": now, "rounding": ROUNDING}
             row = db.execute(statement, values, prepare=False).fetchone()
             return (read_match(row), row[-1]) if row else (None, False)
+
+        return self._read(collection, read)
 
 
 def begin(db: Connection, collection: Collection) -> tuple[int, bool]:

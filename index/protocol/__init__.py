@@ -3,16 +3,19 @@
 `index.factory.open_storage` opens a `Storage`, whose attributes are the other interfaces.
 """
 
-from index.protocol.changes import ChangingMethod, PlannedChange, changes
+from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
 from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import LEASE_S, JobQueue, JobWorker
 from index.protocol.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.protocol.service_state import AuditLog, KeyStore, Quota, Quotas, Reloads, ServiceState
+from index.protocol.sightings import Sightings
 from index.protocol.storage import Maintenance, Storage
+from index.protocol.transfer import GallerySnapshot, Transfer
 
 __all__ = [
     "FIRST",
+    "IDEMPOTENCY_S",
     "LEASE_S",
     "UNDO_S",
     "AuditLog",
@@ -20,6 +23,7 @@ __all__ = [
     "Curation",
     "Feedback",
     "Gallery",
+    "GallerySnapshot",
     "JobQueue",
     "JobWorker",
     "KeyStore",
@@ -32,6 +36,8 @@ __all__ = [
     "Reloads",
     "Searches",
     "ServiceState",
+    "Sightings",
     "Storage",
+    "Transfer",
     "changes",
 ]

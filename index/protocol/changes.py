@@ -10,6 +10,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
 
+IDEMPOTENCY_S = 86_400.0  # how long the result of a change is kept for its idempotency key
+
 
 class PlannedChange(Protocol[T]):
     """A change of a gallery that is not submitted yet."""
@@ -26,9 +28,9 @@ class PlannedChange(Protocol[T]):
     ) -> PlannedChange[T]:
         """Return a change that is made at most once for the idempotency key `key`.
 
-        The encoded result is stored in the change's own transaction for at least a day. If a change with this key was
-        committed before, nothing is changed, and the result is the stored one, decoded. `request` is a digest of what
-        the caller sent: `submit`'s future raises ConflictError if the stored change had another.
+        The encoded result is stored in the change's own transaction for at least IDEMPOTENCY_S. If a change with this
+        key was committed before, nothing is changed, and the result is the stored one, decoded. `request` is a digest
+        of what the caller sent: `submit`'s future raises ConflictError if the stored change had another.
 
         Encode ids and measurements only, no names, metadata, crops or vectors: the stored result may outlive the
         erasure of its subject. `request` must depend on data that nobody can guess, such as an image, because an engine

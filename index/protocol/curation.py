@@ -27,7 +27,7 @@ class Curation(Protocol):
         undo_s: float = UNDO_S,
         actor: str | None = None,
     ) -> Merge:
-        """Give the subject `key` all faces and rejected faces of the subjects `absorbed`, which then do not exist.
+        """Give the subject `key` all faces, rejected faces and sightings of those `absorbed`, which then do not exist.
 
         The subject keeps its own name, metadata and expiry. Those of the absorbed subjects are kept for `undo_s`
         seconds, or until the first of them would have expired; then maintenance erases them, with the merge's token as
@@ -46,7 +46,7 @@ class Curation(Protocol):
 
     @changes
     def undo_merge(self, collection: str, token: str, *, actor: str | None = None) -> Merge:
-        """Create the absorbed subjects again, with their ids, properties, faces and rejected faces.
+        """Create the absorbed subjects again, with their ids, properties, faces, rejected faces and sightings.
 
         Faces that were enrolled for the kept subject since the merge, or moved to or from it, stay where they are. If a
         subject was created under an absorbed key meanwhile, that subject gets the faces and keeps its own properties.

@@ -11,6 +11,12 @@ from index.types import Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem
 # Seconds for which a worker holds a job or a re-embedding without renewing its lease.
 LEASE_S = 15.0
 
+KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job are kept
+ALL_FAILED = "all items failed; see the problem of each item"
+
+# Limits of one batch: rows, and bytes after which no more rows are read.
+MAX_ROWS, MAX_BYTES = 2048, 4 * 2**20
+
 
 class JobQueue(Protocol):
     """Submit, list and cancel bulk jobs: many faces that are uploaded at once and enrolled in the background."""

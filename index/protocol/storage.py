@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
 from index.protocol.reembedding import Reembeddings, ReembeddingWorker
+from index.protocol.sightings import Sightings
+from index.protocol.transfer import Transfer
 
 
 class Maintenance(Protocol):
@@ -52,6 +55,11 @@ class Storage(Protocol):
         ...
 
     @property
+    def sightings(self) -> Sightings:
+        """The sightings of the gallery's collections."""
+        ...
+
+    @property
     def jobs(self) -> JobQueue:
         """The queue of bulk jobs."""
         ...
@@ -74,6 +82,19 @@ class Storage(Protocol):
     @property
     def maintenance(self) -> Maintenance:
         """The maintenance."""
+        ...
+
+    @property
+    def transfer(self) -> Transfer:
+        """Exports and imports of the whole gallery."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Return the size of what the storage has on the disk, without indexes that it can rebuild."""
+        ...
+
+    def find_faults(self) -> Iterator[str]:
+        """Check everything for damage, and yield a message for each fault as soon as it is found."""
         ...
 
     def warnings(self) -> list[str]:

@@ -86,11 +86,14 @@ def client() -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A client of a service with a face embedder of random weights and a gallery that only this module uses."""
+    """A client of a service with a face embedder of random weights and a gallery that only this module uses.
+
+    Its backups are kept for 1.5 days.
+    """
     weights, state = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("state")
     random_embedder(weights)
     (weights / "vgg-cifar10").symlink_to(PROJECT / "weights" / "vgg-cifar10")
     key = SecretStr(base64.b64encode(b"k" * 32).decode())
-    with started(weights, state=state, upkeep_s=0.05, encryption_key=key) as client:
+    with started(weights, state=state, upkeep_s=0.05, encryption_key=key, backup_days=1.5) as client:
         client.app_state["state"] = state
         yield client

@@ -26,6 +26,19 @@ MATCHING = Matching(
     impostors=10_000,
     data="nobody",
 )
+# For passages of 1 to 10 frames: the more frames, the stricter.
+PASSAGES = tuple(
+    MATCHING.model_copy(
+        update={
+            "points": (
+                OperatingPoint(fmr=0.1, similarity=0.2),
+                OperatingPoint(fmr=0.001, similarity=0.999 + frames / 10_000),
+            ),
+            "data": f"{frames} frames",
+        }
+    )
+    for frames in range(1, 11)
+)
 PREPROCESS = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
 
 
@@ -37,7 +50,7 @@ def random_embedder(weights: Path) -> None:
     for name in ("centerface", "lenet5-mnist"):
         (weights / name).symlink_to(PROJECT / "weights" / name)
     save_embedder(weights, "mobilefacenet-triplet", tta="flip")
-    save_embedder(weights, "uncalibrated", tta="flip", matching=None)
+    save_embedder(weights, "uncalibrated", tta="flip", matching=None, passages=())
 
 
 def save_embedder(weights: Path, name: str, *, dimensions: int = 32, seed: int = 0, **card: Any) -> None:
@@ -55,6 +68,7 @@ def save_embedder(weights: Path, name: str, *, dimensions: int = 32, seed: int =
         "config": asdict(configure("embedder", changes)),
         "preprocess": PREPROCESS,
         "matching": MATCHING,
+        "passages": PASSAGES,
         "data": "none",
         "source": "this test",
         "license": "Apache-2.0",

@@ -70,21 +70,25 @@ def test_urls_of_databases_are_separated_and_never_shown(
 ) -> None:
     assert Settings().database_url() is None
     monkeypatch.setenv("VESTIBULE_DATABASE_STANDBYS", text)
+    monkeypatch.setenv("VESTIBULE_DATABASE_READERS", text)
     monkeypatch.setenv("VESTIBULE_DATABASE", "postgresql://u:secret@a.example/v")
     settings = Settings()
     assert settings.database_url() == "postgresql://u:secret@a.example/v"
-    assert tuple(url.get_secret_value() for url in settings.database_standbys) == urls
+    for listed in (settings.database_standbys, settings.database_readers):
+        assert tuple(url.get_secret_value() for url in listed) == urls
     assert "secret" not in f"{settings!r} {settings.model_dump()}"
 
 
 INVALID = {
     "DATABASE": ["sqlite:///secret", "host=secret", "", "postgresql://u:sec ret@[::1/v"],
+    "DATABASE_READERS": ["secret"],
     "DATABASE_STANDBYS": ["secret", "postgresql://a.example/v,postgresql://[::1/secret"],
     "ALLOWED_HOSTS": ["", "[]", "*", "*.example.org", "https://a.org", "a.org:8000", '["a.org", "b.org"', "[1, 2]"],
     "ALLOWED_ORIGINS": ["*", "example.org", "https://example.org/page"],
     "PORT": ["tcp://10.0.0.1:8000", "", "70000"],
     "WORKERS": ["0"],
     "DEADLINE_S": ["soon"],
+    "BACKUP_DAYS": ["-1", "nan", "1e9"],
     "UPKEEP_S": ["inf", "1e10"],
     "STATE": [""],
     "WEIGHTS": [""],

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -118,3 +120,13 @@ def test_a_port_in_use_leaves_nothing_behind(tmp_path: Path) -> None:
             _server(create_app(settings), settings, lambda port: None).run()
         threads, descriptors = resources(tmp_path)
     assert (threads - before[0], descriptors) == (set(), before[1])
+
+
+def test_the_service_imports_nothing_that_only_a_database_or_parquet_needs() -> None:
+    program = "import sys, app.main; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    modules = done.stdout.split()
+    assert "index.embedded.storage" in modules
+    unneeded = {"pgvector", "psycopg", "psycopg_binary", "psycopg_c", "psycopg_pool", "pyarrow"}
+    assert {module.partition(".")[0] for module in modules} & unneeded == set()
+    assert [module for module in modules if module.startswith("index.postgres")] == []

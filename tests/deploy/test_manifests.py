@@ -180,8 +180,9 @@ def check_database(manifests: Manifests) -> None:
     source, mode, certificate = (environment(server)[name] for name in names)
     assert [environment(migration)[name] for name in names] == [source, mode, certificate]
     assert mode == "verify-full"
-    standbys = environment(server)[variable("database_standbys")]["secretKeyRef"]
-    assert (standbys["name"], standbys["optional"]) == (source["secretKeyRef"]["name"], True)
+    for name in ("database_standbys", "database_readers"):
+        servers = environment(server)[variable(name)]["secretKeyRef"]
+        assert (servers["name"], servers["optional"]) == (source["secretKeyRef"]["name"], True)
     for pod in (server, migration):
         (container,), volumes = pod["spec"]["containers"], pod["spec"]["volumes"]
         (volume,) = (volume for volume in volumes if "secret" in volume)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import HDBSCAN
 
-from index.clustering import cluster
+from index.clustering import FARTHEST, LEAST_LOGIT, cluster
 from index.types import Floats, Ints
 
 SLOPE, INTERCEPT = 15.0, -10.0
@@ -46,9 +46,12 @@ def test_few_and_equal_vectors() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_clusters_agree_with_all_distances(seed: int) -> None:
+    """Of all pairs of vectors, and of two points more that are far from all others."""
     vectors, _ = people([1, 2, 3, 4, 5, 6, 7, 8], 0.9, seed=seed)
-    similarities = (vectors @ vectors.T).astype(np.float64)
-    distances = 1 + np.exp(-(SLOPE * similarities + INTERCEPT))
+    logits = SLOPE * (vectors @ vectors.T).astype(np.float64) + INTERCEPT
+    distances = np.full((len(vectors) + 2, len(vectors) + 2), FARTHEST)
+    distances[:-2, :-2] = np.where(logits < LEAST_LOGIT, FARTHEST, 1 + np.exp(-logits))
+    distances[-2, -1] = distances[-1, -2] = 1
     np.fill_diagonal(distances, 0)
     expected = HDBSCAN(min_cluster_size=2, min_samples=1, metric="precomputed", copy=True).fit_predict(distances)
-    assert groups(cluster(vectors, SLOPE, INTERCEPT, neighbours=len(vectors))) == groups(expected)
+    assert groups(cluster(vectors, SLOPE, INTERCEPT, neighbours=len(vectors))) == groups(expected[:-2])

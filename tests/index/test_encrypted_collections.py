@@ -13,7 +13,6 @@ import pytest
 
 from index.embedded.admin import repair
 from index.embedded.admin.backup import back_up
-from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.admin.verify import find_faults
 from index.embedded.encryption import PLAINTEXT, cipher_of
 from index.embedded.gallery import EmbeddedGallery
@@ -22,11 +21,13 @@ from index.embedded.query.search import Searches, selected_counts, selected_subj
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
 from index.embedded.tasks.reembedding import Reembeddings
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
 from index.operator_key import OperatorKey
 from index.protocol import FIRST
+from index.transfer.collection_file import export_collection, import_collection
 from index.types import Collection, Item, NewFace, Outcome, Properties
 from tests.index.people import Clock, folder_bytes, maintain, vectors
 from tests.soak.erasure import forms_of_text, forms_of_vector, search_elsewhere
@@ -138,7 +139,7 @@ def test_no_file_contains_plain_text(tmp_path: Path) -> None:
     for gallery, name in zip(galleries, ("doors", "open"), strict=True):
         fill_all_tables(gallery)
         back_up(gallery, tmp_path / name / "backup")
-        assert export_collection(gallery, name, tmp_path / name / "faces.parquet") == 40
+        assert export_collection(EmbeddedTransfer(gallery), name, tmp_path / name / "faces.parquet", KEY) == 40
         indexes += [Ivf.read(path, cipher_of(gallery.ledger.reader(), 1)) for path in gallery.files.glob("*.ivf")]
     assert len(indexes) == 2
     forms = {form for vector in FACES for form in forms_of_vector(vector, indexes)} | {CROP}
@@ -168,7 +169,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
             lambda: locked.put_subject("doors", "x"),
             lambda: locked.crop("doors", face.token),
             lambda: locked.remove_subject("doors", NAMES[0]),
-            lambda: export_collection(locked, "doors", tmp_path / "doors.parquet"),
+            lambda: export_collection(EmbeddedTransfer(locked), "doors", tmp_path / "doors.parquet", key),
             lambda: repair.rekey(locked, OperatorKey(b"n" * 32)),
         ):
             with pytest.raises(LockedError, match=rf"needs the operator's key {KEY.id}|without an operator's key"):
@@ -270,29 +271,29 @@ def test_a_rolled_back_creation_leaves_no_key(gallery: EmbeddedGallery) -> None:
 
 @pytest.fixture
 def file(gallery: EmbeddedGallery, tmp_path: Path) -> Path:
-    export_collection(gallery, "doors", tmp_path / "doors.parquet")
+    export_collection(EmbeddedTransfer(gallery), "doors", tmp_path / "doors.parquet", KEY)
     return tmp_path / "doors.parquet"
 
 
 def test_an_encrypted_file_is_imported(gallery: EmbeddedGallery, file: Path, tmp_path: Path) -> None:
     with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
-        assert import_collection(target, file).enrolled == 40
-        assert import_collection(target, file).present == 40
+        assert import_collection(EmbeddedTransfer(target), file, key=KEY).enrolled == 40
+        assert import_collection(EmbeddedTransfer(target), file, key=KEY).present == 40
         assert target.collection("doors").encrypted
         assert target.subject("doors", NAMES[0]).name == CALLED
         imported = [(face.token, face.details) for face in target.faces("doors", NAMES[1])]
         assert imported == [(face.token, face.details) for face in gallery.faces("doors", NAMES[1])]
         target.create("open", "face-embedder", "f1", DIMENSIONS)
         with pytest.raises(ConflictError, match="the file is encrypted, and 'open' is not"):
-            import_collection(target, file, "open")
+            import_collection(EmbeddedTransfer(target), file, "open", KEY)
         assert list(find_faults(target)) == []
 
 
 def test_a_plaintext_file_is_imported_into_an_encrypted_collection(gallery: EmbeddedGallery, tmp_path: Path) -> None:
-    export_collection(gallery, "open", tmp_path / "open.parquet")
+    export_collection(EmbeddedTransfer(gallery), "open", tmp_path / "open.parquet")
     with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
         target.create("closed", "face-embedder", "f1", DIMENSIONS, encrypted=True)
-        assert import_collection(target, tmp_path / "open.parquet", "closed").enrolled == 40
+        assert import_collection(EmbeddedTransfer(target), tmp_path / "open.parquet", "closed").enrolled == 40
     content = folder_bytes(tmp_path / "target")
     assert not [text for text in (CROP, *map(str.encode, NAMES)) if text in content]
 
@@ -301,7 +302,7 @@ def test_a_plaintext_file_is_imported_into_an_encrypted_collection(gallery: Embe
 def test_a_file_is_refused_without_its_key(file: Path, tmp_path: Path, key: OperatorKey | None) -> None:
     with closing(EmbeddedGallery(tmp_path / "target", key=key)) as target:
         with pytest.raises(LockedError, match=f"the file needs the operator's key {KEY.id}"):
-            import_collection(target, file)
+            import_collection(EmbeddedTransfer(target), file, key=key)
         assert target.collections() == []
 
 
@@ -312,7 +313,7 @@ def test_a_damaged_file_is_refused(file: Path, tmp_path: Path) -> None:
         file.write_bytes(whole[:at] + byte + whole[at + 1 :])
         with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
             with pytest.raises((InvalidError, LockedError)):
-                import_collection(target, file)
+                import_collection(EmbeddedTransfer(target), file, key=KEY)
             assert target.collections() == []
 
 

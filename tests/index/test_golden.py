@@ -17,7 +17,6 @@ import pytest
 
 from index.audit_chain import LogHead
 from index.embedded.admin.backup import restore
-from index.embedded.admin.parquet import import_collection
 from index.embedded.admin.verify import find_faults
 from index.embedded.encryption import cipher_of
 from index.embedded.gallery import EmbeddedGallery
@@ -26,10 +25,12 @@ from index.embedded.query.search import Searches
 from index.embedded.store import vector_records
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.embedded.vectors.segment import Segment
 from index.errors import NotFoundError
 from index.operator_key import OperatorKey
 from index.protocol import FIRST
+from index.transfer.collection_file import import_collection
 from index.types import Floats, Match, NewFace, Outcome, ProcessedItem
 from tests.golden_files import GOLDEN, KEY, expected, fields, unpack, vector
 from tests.index.people import maintain
@@ -329,10 +330,10 @@ def test_a_parquet_file_is_imported(tmp_path: Path, name: str) -> None:
     path = Path(shutil.copy(GOLDEN / f"{name}.parquet", tmp_path))
     wanted = WRITTEN[f"{name}.parquet"]
     with closing(EmbeddedGallery(tmp_path / "new", key=OperatorKey(KEY), clock=lambda: LATER)) as gallery:
-        result = import_collection(gallery, path)
+        result = import_collection(EmbeddedTransfer(gallery), path, key=OperatorKey(KEY))
         assert (result.collection, result.enrolled, result.present) == (name, len(wanted), 0)
         collection = WRITTEN[name]["collection"]
         assert {**fields(gallery.collection(name), collection), "id": collection["id"]} == collection
         assert_same_faces(sorted(faces_of(gallery, name), key=by_crop), sorted(wanted, key=by_crop), but=("id",))
         assert gallery.subject(name, "p0").metadata == {"level": 2, "in": True, "note": "ä"}
-        assert import_collection(gallery, path).present == len(wanted)
+        assert import_collection(EmbeddedTransfer(gallery), path, key=OperatorKey(KEY)).present == len(wanted)

@@ -14,11 +14,10 @@ import pytest
 
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import erasure_records, vector_records
-from index.embedded.store.atomic_files import write_atomically
 from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
-from index.folders import make_folder, sync_folder
+from index.folders import make_folder, sync_folder, write_atomically
 from index.types import Collection, NewFace
 from tests.soak.gallery_kills import (
     DIMENSIONS,

@@ -37,6 +37,7 @@ def label_overrides(name: str) -> list[dict[str, Any]]:
 ROWS = [
     *((name, overrides) for name in ZOO for overrides in label_overrides(name)),
     *(("gan", {"in_channels": 3, "image_size": side, "widths": [24, 16, 8]}) for side in (32, 48, 64)),
+    ("fastgan", {"in_channels": 3, "image_size": 64, "widths": [16, 12, 8, 8]}),
     ("vae", {"in_channels": 3, "image_size": 32, "widths": [4, 4, 8], "likelihood": "gaussian"}),
 ]
 

@@ -51,6 +51,8 @@ train = { epochs = 2, batch_size = 10, optimizer = "adamw", lr = 0.01, warmup_ep
 card = { data = "strokes", source = "a test", license = "Apache-2.0" }
 """
 VAE_RECIPE = ["model.architecture=vae", "model.conditional=true"]
+PERCEPTUAL = [*VAE_RECIPE, "loss.perceptual=3"]
+PERCEPTUAL += [f"features={{ folder = '{ROOT / 'weights/judge-mnist'}', taps = [0, 2], side = 28 }}"]
 TWO_SETS = "data=[{name='a', validation=1}, {name='b', validation=1}]"
 NOISE = "noise={sigma=[20, 100], validation=[40, 80]}"
 DENOISER = ["model.architecture=denoiser", "model.config={widths=[8, 12], blocks=1}", NOISE, "train.lr=0.003"]
@@ -199,9 +201,24 @@ def test_kl_weight_rises(workshop: Path) -> None:
     assert float(last["loss"]) == pytest.approx(-float(last["elbo"]) / 28**2, rel=1e-5)
 
 
+def test_perceptual_distance_is_added_and_trains_the_decoder(workshop: Path) -> None:
+    gradients = []
+    for changes in (VAE_RECIPE, PERCEPTUAL):
+        recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", changes)
+        task, _ = begin(autoencode.setup, recipe, "perceptual", overwrite=True)
+        first = task.step(0, 0, torch.Generator().manual_seed(0))
+        gradients.append(task.learners["autoencoder"].model.get_parameter("decoder.pixels.0.weight").grad)
+    expected = 3 * first["perceptual"] - first["elbo"] / 28**2
+    assert float(first["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert 0 < float(first["perceptual"]) < 2 * 2  # two maps of vectors of length 1
+    assert not torch.allclose(gradients[0], gradients[1], rtol=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ([*PERCEPTUAL, "loss.perceptual=0"], "features is required by loss.perceptual"),
+        ([*PERCEPTUAL, "model.architecture=autoencoder"], "for VAEs, not for autoencoder"),
         (["model={architecture='lenet5'}"], "is built to classify; this script trains"),
         (["model.architecture=denoiser", "model.config={}"], "noise is required to denoise"),
         ([NOISE], "required to denoise, and not allowed otherwise"),
@@ -218,7 +235,7 @@ def test_errors_are_one_line(workshop: Path, changes: list[str], message: str) -
     assert_error(invoke(workshop, *sets(*changes)), message)
 
 
-@pytest.mark.parametrize("changes", [VAE_RECIPE, DENOISER], ids=["vae", "denoiser"])
+@pytest.mark.parametrize("changes", [VAE_RECIPE, PERCEPTUAL, DENOISER], ids=["vae", "perceptual", "denoiser"])
 def test_resumed_run_ends_with_the_same_weights(workshop: Path, changes: list[str]) -> None:
     check_resumed(
         partial(invoke, workshop, *sets(*changes, "train.checkpoint_steps=5")), autoencode.AutoencodingTask, 18

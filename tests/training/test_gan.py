@@ -49,6 +49,14 @@ WASSERSTEIN = ["model.architecture=wgan", "model.conditional=false", "discrimina
 WASSERSTEIN += ["game.loss=wasserstein", "game.turns=2"]
 SPECTRAL = ["discriminator.norm=none", "discriminator.spectral=true", "game.loss=hinge"]
 PENALTY = [*WASSERSTEIN, "game.penalty=10"]
+PROJECTED = ["model.architecture=fastgan", "model.conditional=false", "model.config.widths=[8, 8]", "game.loss=hinge"]
+PROJECTED += [f"features={{ folder = '{ROOT / 'weights/judge-mnist'}', taps = [0, 3], side = 28 }}"]
+PROJECTED += ["game.augment=['colour', 'translation', 'cutout']", "discriminator.projection=4"]
+
+
+# Random filters, and the singular vectors of a single row.
+PROJECTIONS = {"across_channels_0", "across_channels_1", "across_scales_1"}
+PROJECTIONS |= {f"heads.{head}.parametrizations.weight.0._u" for head in ("0.9", "1.3")}
 
 
 @pytest.fixture
@@ -85,6 +93,7 @@ def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
         pytest.param(SPECTRAL, {"head.parametrizations.weight.0._u"}, id="spectral norm"),
         # A critic's scores of real and generated pictures rise alike with its last bias.
         pytest.param(PENALTY, {"head.bias"}, id="penalty"),
+        pytest.param(PROJECTED, PROJECTIONS, id="projected"),
     ],
 )
 def test_each_step_changes_one_network_only(makers: Path, changes: list[str], still: set[str]) -> None:
@@ -200,7 +209,9 @@ def test_generator_is_trained_and_exported(makers: Path) -> None:
     assert (card.task, card.architecture, card.classes) == ("generate", "gan", CLASSES)
     assert (card.config["num_classes"], card.config["image_size"]) == (3, 28)
     assert card.training is not None
-    assert card.training.recipe == read_recipe(GanRecipe, makers / "recipe.toml").model_dump(mode="json")
+    assert card.training.recipe == read_recipe(GanRecipe, makers / "recipe.toml").model_dump(
+        mode="json", exclude_none=True
+    )
     best = Run(run).load_best()
     assert best["networks"].keys() == {"generator", "discriminator"}
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in best["networks"]["generator"].items())
@@ -236,17 +247,30 @@ def test_a_critic_is_measured(makers: Path) -> None:
     assert "asked" not in {metric.name for metric in card.metrics}
 
 
+def test_a_projected_gan_is_trained_and_exported(makers: Path) -> None:
+    changes = [*PROJECTED, "watch.sheet_steps=5", "train.precision=bf16", "train.channels_last=true"]
+    assert invoke(makers, *sets(*changes)).exit_code == 0
+    run = makers / "runs/stroke-maker"
+    steps = json.loads((run / "history.json").read_text())
+    assert all(0 <= row["validation/accuracy"] <= 1 and "validation/slope" not in row for row in steps)
+    names = sorted(path.name for path in (run / "samples").iterdir())
+    assert names == ["epoch-001.png", "epoch-002.png", "step-000005.png", "step-000010.png"]
+    assert checkpoint.read_card(run / "export/stroke-maker").architecture == "fastgan"
+
+
 @pytest.mark.slow
-def test_the_generator_learns_strokes(makers: Path) -> None:
-    options = sets(*SPECTRAL, "train.epochs=60", "train.checkpoint_steps=0", "train.ema=0.95")
+@pytest.mark.parametrize("changes", [SPECTRAL, PROJECTED])
+def test_the_generator_learns_strokes(makers: Path, changes: list[str]) -> None:
+    options = sets(*changes, "train.epochs=60", "train.checkpoint_steps=0", "train.ema=0.95")
     assert invoke(makers, *options).exit_code == 0
     history = json.loads((makers / "runs/stroke-maker/history.json").read_text())
     best = min(row["validation/frechet"] for row in history)
     assert best < 0.5 * history[0]["validation/frechet"]
 
 
-def test_interrupted_run_ends_with_the_same_weights(makers: Path) -> None:
-    options = sets(*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2")  # of three steps an epoch
+@pytest.mark.parametrize("changes", [[*PENALTY, "game.penalty_every=3"], PROJECTED])
+def test_interrupted_run_ends_with_the_same_weights(makers: Path, changes: list[str]) -> None:
+    options = sets(*changes, "train.checkpoint_steps=2", "watch.sheet_steps=2")  # of three steps an epoch
     check_resumed(partial(invoke, makers, *options), gan.AdversarialTask, 5, "_generate")
 
 
@@ -276,6 +300,9 @@ def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch)
         (["game.loss=wasserstein", "game.clip=0.1"], "depends on the whole batch"),
         (["game.penalty=10"], "depends on the whole batch"),
         (["model.config.widths=[8, 8, 8]"], "28 pixels cannot be halved 3 times"),
+        ([*PROJECTED, "model.conditional=true"], "takes no labels"),
+        ([*PROJECTED, f"watch.extractor={ROOT / 'weights/judge-mnist'}"], "must not be the network whose features"),
+        ([*PENALTY, "game.augment=['colour']"], "no game.augment"),
         (["watch.extractor=nowhere"], "nowhere/card.json: No such file"),
     ],
 )

@@ -18,6 +18,8 @@ from training.core.errors import DataError, RecipeError
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+# The augmentations of `training.datasets.augment.augment_differentiably`.
+Differentiable = Literal["colour", "translation", "cutout"]
 
 
 class Section(BaseModel):

@@ -12,6 +12,7 @@ from models.gan import DiscriminatorConfig, Norm
 from models.registry import configure
 from training.losses.adversarial import Adversarial
 from training.recipe.config import (
+    Differentiable,
     Fraction,
     ImageRecipe,
     NotNegative,
@@ -19,17 +20,22 @@ from training.recipe.config import (
     Section,
     refuse_classifier_settings,
 )
-from training.recipe.generative_config import ConditionalSection, PicturesSection
+from training.recipe.generative_config import ConditionalSection, FeaturesSection, PicturesSection
 
-GENERATORS = ("gan", "wgan")
+GENERATORS = ("gan", "wgan", "fastgan")
 
 
 class DiscriminatorSection(Section):
-    """See `models.gan.DiscriminatorConfig`; the image sizes are the generator's."""
+    """See `models.gan.DiscriminatorConfig`; the image sizes are the generator's.
+
+    With a section `features`, `projection` and `widths` are the channels of a
+    `models.projected_gan.ProjectedDiscriminator`, and the other settings have no effect.
+    """
 
     widths: tuple[int, ...] = (64, 128)
     norm: Norm = "batch"
     spectral: bool = False
+    projection: Annotated[int, Field(ge=1)] = 32
 
 
 class GameSection(Section):
@@ -39,7 +45,8 @@ class GameSection(Section):
     learning rate as a multiple of the generator's. The slope of a Wasserstein critic is limited by a gradient penalty
     of weight `penalty`, by `clip`, the largest absolute value of a weight, or by spectral normalisation; 0 disables
     them. With `penalty_every` = n only every n-th step of the critic has the penalty, with n times the weight (Karras
-    et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020).
+    et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020). `augment` lists differentiable
+    augmentations of both networks' images (`training.datasets.augment.augment_differentiably`).
     """
 
     loss: Adversarial = "non-saturating"
@@ -48,6 +55,7 @@ class GameSection(Section):
     penalty: NotNegative = 0.0
     penalty_every: Annotated[int, Field(ge=1)] = 1
     clip: NotNegative = 0.0
+    augment: tuple[Differentiable, ...] = ()
 
 
 class WatchSection(Section):
@@ -57,6 +65,7 @@ class WatchSection(Section):
     compared with as many real ones. After the first `grace` epochs the run is stopped if the generator draws less than
     a share `coverage` of the classes of the real images, or less than a share `modes_covered` of `modes` groups of real
     images, or if the mean distance between images of a class is less than `diversity` times that of real ones.
+    `sheet_steps` is the number of steps between sheets of samples; 0 for only at the end of an epoch.
     """
 
     extractor: Path
@@ -66,14 +75,19 @@ class WatchSection(Section):
     coverage: Fraction = 0.8
     modes_covered: Fraction = 0.5
     diversity: Fraction = 0.5
+    sheet_steps: Annotated[int, Field(ge=0)] = 0
 
 
 class GanRecipe(ImageRecipe):
-    """The recipe of a generator and its discriminator; `train.ema` applies to the generator."""
+    """The recipe of a generator and its discriminator; `train.ema` applies to the generator.
+
+    With `features`, the discriminator distinguishes the feature maps of a frozen network instead of pixels.
+    """
 
     model: ConditionalSection
     discriminator: DiscriminatorSection = DiscriminatorSection()
     data: PicturesSection
+    features: FeaturesSection | None = None
     game: GameSection
     watch: WatchSection
 
@@ -84,6 +98,18 @@ class GanRecipe(ImageRecipe):
             (
                 self.model.architecture not in GENERATORS,
                 f"{self.model.architecture} is not an adversarial generator: {', '.join(GENERATORS)}",
+            ),
+            (
+                self.features is not None and (self.model.conditional or game.penalty > 0 or wasserstein),
+                "a discriminator of features takes no labels, and its loss is a cross-entropy or hinge without penalty",
+            ),
+            (
+                self.features is not None and self.features.folder == self.watch.extractor,
+                "the extractor of watch must not be the network whose features the discriminator sees",
+            ),
+            (
+                game.penalty > 0 and game.augment != (),
+                "the penalty limits the slope at images that are not augmented: no game.augment",
             ),
             # The range of the generator's last layer.
             (
@@ -107,7 +133,7 @@ class GanRecipe(ImageRecipe):
         return self
 
     def configs(self, classes: int) -> tuple[Any, DiscriminatorConfig]:
-        """Return the configs of generator and discriminator for a data set of `classes` classes.
+        """Return the configs of generator and discriminator of pixels for a data set of `classes` classes.
 
         Raises:
             ValueError: the widths do not lead to the image size.
@@ -118,4 +144,4 @@ class GanRecipe(ImageRecipe):
             "num_classes": classes if self.model.conditional else 0,
         }
         generator = configure(self.model.architecture, self.model.config | sizes)
-        return generator, DiscriminatorConfig(**(sizes | self.discriminator.model_dump()))
+        return generator, DiscriminatorConfig(**(sizes | self.discriminator.model_dump(exclude={"projection"})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -44,6 +45,23 @@ class PicturesSection(Section):
     batch_size: Annotated[int, Field(ge=0)] = 0
 
 
+class FeaturesSection(Section):
+    """Feature maps of a frozen network for a loss, see `training.losses.feature_maps`.
+
+    `folder` has the network's weights; the maps are outputs of the layers `taps` of its `features`, in ascending order,
+    for images enlarged or reduced to `side` pixels.
+    """
+
+    folder: Path
+    taps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    side: Annotated[int, Field(ge=8, le=512)]
+
+    @model_validator(mode="after")
+    def _is_ascending(self) -> Self:
+        refuse((list(self.taps) != sorted(set(self.taps)), f"the taps {list(self.taps)} are not in ascending order"))
+        return self
+
+
 class NoiseSection(Section):
     """White Gaussian noise on a denoiser's inputs; standard deviations are on the 0..255 scale.
 
@@ -60,20 +78,26 @@ class NoiseSection(Section):
 class RestoreSection(Section):
     """The loss: `distance` for networks that are not variational, the ELBO for VAEs.
 
-    `beta` is the weight of the KL term, which rises from 0 during the first `beta_epochs`.
+    `beta` is the weight of the KL term, which rises from 0 during the first `beta_epochs`. `perceptual` is the weight
+    of the perceptual distance of a VAE's reconstructions, in nats per pixel and channel.
     """
 
     distance: Distance = "psnr"
     beta: Positive = 1.0
     beta_epochs: NotNegative = 0.0
+    perceptual: NotNegative = 0.0
 
 
 class AutoencodeRecipe(ImageRecipe):
-    """The recipe of an autoencoder, VAE or denoiser. Several data sets are used in turn, batch by batch."""
+    """The recipe of an autoencoder, VAE or denoiser. Several data sets are used in turn, batch by batch.
+
+    `features` are the maps of the perceptual distance.
+    """
 
     model: ConditionalSection
     data: Annotated[tuple[PicturesSection, ...], Field(min_length=1)]
     noise: NoiseSection | None = None
+    features: FeaturesSection | None = None
     loss: RestoreSection = RestoreSection()
 
     @property
@@ -95,6 +119,14 @@ class AutoencodeRecipe(ImageRecipe):
             (
                 self.noise is not None and self.noise.sigma != tuple(sorted(self.noise.sigma)),
                 "noise.sigma is not (low, high)",
+            ),
+            (
+                (self.features is not None) != (self.loss.perceptual > 0),
+                "the section features is required by loss.perceptual, and not allowed otherwise",
+            ),
+            (
+                self.features is not None and self.model.architecture not in {"vae", "vae-denoiser"},
+                f"the perceptual loss is for VAEs, not for {self.model.architecture}",
             ),
             (
                 {*self.preprocess.mean} != {0.0} or {*self.preprocess.std} != {255.0},

@@ -69,7 +69,7 @@ async def search_vectors(
     request: Request, params: Annotated[VectorSearchParams, Query()], body: SearchedVectors
 ) -> SearchResponse:
     """Search a collection for embeddings computed earlier, or for other subjects that are like an enrolled face."""
-    return await gallery_service(request).searches.search_vectors(body, params, request.state.caller)
+    return await gallery_service(request).vector_searches.search(body, params, request.state.caller)
 
 
 @router.post("/collections/{collection}/subjects/{subject}/merge", dependencies=ENROL, responses=CURATING)

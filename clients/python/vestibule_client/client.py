@@ -1,4 +1,4 @@
-"""The clients: every call of `calls` and `gallery_calls` as a blocking method or a coroutine."""
+"""The clients: every call of the modules `*calls` as a blocking method or a coroutine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from vestibule_client import calls, gallery_calls
+from vestibule_client import calls, gallery_calls, sighting_calls
 from vestibule_client.call import Call
 from vestibule_client.errors import TimedOut, Unreachable
 from vestibule_client.files import File
@@ -132,6 +132,7 @@ class Client:
     search = _blocking(gallery_calls.search)
     search_embeddings = _blocking(gallery_calls.search_embeddings)
     search_faces = _blocking(gallery_calls.search_faces)
+    search_passage = _blocking(gallery_calls.search_passage)
     collections = _blocking(gallery_calls.collections)
     collection = _blocking(gallery_calls.collection)
     create_collection = _blocking(gallery_calls.create_collection)
@@ -152,6 +153,7 @@ class Client:
     erase_face = _blocking(gallery_calls.erase_face)
     erasure = _blocking(gallery_calls.erasure)
     verify_subject = _blocking(gallery_calls.verify_subject)
+    verify_passage = _blocking(gallery_calls.verify_passage)
     deny = _blocking(gallery_calls.deny)
     denials = _blocking(gallery_calls.denials)
     take_back = _blocking(gallery_calls.take_back)
@@ -164,6 +166,13 @@ class Client:
     reembed = _blocking(gallery_calls.reembed)
     reembedding = _blocking(gallery_calls.reembedding)
     cancel_reembedding = _blocking(gallery_calls.cancel_reembedding)
+    add_sighting = _blocking(sighting_calls.add_sighting)
+    sightings = _blocking(sighting_calls.sightings)
+    sighting = _blocking(sighting_calls.sighting)
+    sighting_crop = _blocking(sighting_calls.sighting_crop)
+    erase_sighting = _blocking(sighting_calls.erase_sighting)
+    sighting_settings = _blocking(sighting_calls.sighting_settings)
+    put_sighting_settings = _blocking(sighting_calls.put_sighting_settings)
 
 
 class AsyncClient:
@@ -238,6 +247,7 @@ class AsyncClient:
     search = _awaitable(gallery_calls.search)
     search_embeddings = _awaitable(gallery_calls.search_embeddings)
     search_faces = _awaitable(gallery_calls.search_faces)
+    search_passage = _awaitable(gallery_calls.search_passage)
     collections = _awaitable(gallery_calls.collections)
     collection = _awaitable(gallery_calls.collection)
     create_collection = _awaitable(gallery_calls.create_collection)
@@ -258,6 +268,7 @@ class AsyncClient:
     erase_face = _awaitable(gallery_calls.erase_face)
     erasure = _awaitable(gallery_calls.erasure)
     verify_subject = _awaitable(gallery_calls.verify_subject)
+    verify_passage = _awaitable(gallery_calls.verify_passage)
     deny = _awaitable(gallery_calls.deny)
     denials = _awaitable(gallery_calls.denials)
     take_back = _awaitable(gallery_calls.take_back)
@@ -270,6 +281,13 @@ class AsyncClient:
     reembed = _awaitable(gallery_calls.reembed)
     reembedding = _awaitable(gallery_calls.reembedding)
     cancel_reembedding = _awaitable(gallery_calls.cancel_reembedding)
+    add_sighting = _awaitable(sighting_calls.add_sighting)
+    sightings = _awaitable(sighting_calls.sightings)
+    sighting = _awaitable(sighting_calls.sighting)
+    sighting_crop = _awaitable(sighting_calls.sighting_crop)
+    erase_sighting = _awaitable(sighting_calls.erase_sighting)
+    sighting_settings = _awaitable(sighting_calls.sighting_settings)
+    put_sighting_settings = _awaitable(sighting_calls.put_sighting_settings)
 
 
 def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:

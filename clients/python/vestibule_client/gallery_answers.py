@@ -116,14 +116,20 @@ class Enrolment(Answer):
 
 
 class ErasureReceipt(Answer):
-    """An erasure; `status` is `scrubbing` until no file contains the data any more, then `erased`."""
+    """An erasure; `status` is `scrubbing` until no file contains the data any more, then `erased`.
+
+    `backups_until` is when the last backup that may contain the data is deleted; None while `scrubbing`, or if the
+    operator has not stated how long backups are kept.
+    """
 
     id: str
     status: str
     subjects: int
     faces: int
+    sightings: int = 0
     requested_at: datetime
     erased_at: datetime | None
+    backups_until: datetime | None = None
 
 
 class Candidate(Answer):
@@ -195,6 +201,57 @@ class SubjectVerification(Answer):
     face_id: str
     model: str
     version: str
+
+
+class PassageFrame(Answer):
+    """A frame and its most prominent face, whose share of the decision is `weight`, 0..1.
+
+    `status` is `fused`, `no_face`, `rejected` (see `reasons`), `other_person` if the face does not look like the person
+    of the other frames, or `surplus` if enough frames have a higher quality.
+    """
+
+    index: int
+    status: str
+    face: Face | None
+    reasons: list[str]
+    weight: float
+
+
+class FusedFrames(Answers[PassageFrame]):
+    """The frames of a passage; `frames` of them were fused.
+
+    `reasons` may have `SEVERAL_PEOPLE`, if frames of another person were left out, and `BEYOND_CALIBRATION`.
+    """
+
+    frames: int
+    reasons: list[str]
+
+
+class PassageResult(FusedFrames):
+    """The response of `search_passage`: one decision.
+
+    `status` is `match` if the first candidate is within the threshold, `unknown` if none is, and `rejected` if no frame
+    has a face to search for. `fpir` is promised per passage.
+    """
+
+    collection: SearchedCollection
+    status: str
+    candidates: list[Candidate]
+    threshold: float | None
+    operating_point: OperatingPoint | None
+    fpir: float
+
+
+class PassageVerification(FusedFrames):
+    """The response of `verify_passage`; `denied`: feedback says that it is not the subject."""
+
+    verified: bool
+    denied: bool
+    probability: float
+    distance: float
+    threshold: float
+    operating_point: OperatingPoint
+    face_id: str
 
 
 class FeedbackInfo(Answer):

@@ -27,6 +27,8 @@ from vestibule_client.gallery_answers import (
     JobPage,
     MergeInfo,
     MergePage,
+    PassageResult,
+    PassageVerification,
     Reembedding,
     SearchResult,
     SubjectInfo,
@@ -97,6 +99,35 @@ def search_faces(
     """Search a collection for its own faces by their ids; the subject that has a face is no candidate for it."""
     query = _search_query(collection, limit, fpir, fusion, extrapolate, where)
     return Call("POST", "/search/embeddings", SearchResult, query=query, json={"faces": list(faces)})
+
+
+def search_passage(  # noqa: PLR0913  the endpoint's parameters
+    pictures: Pictures,
+    collection: str,
+    *,
+    limit: int = 5,
+    fpir: float = 0.01,
+    fusion: Fusion = "best",
+    quality_gate: bool = False,
+    extrapolate: bool = False,
+    where: Mapping[str, Any] | None = None,
+) -> Call[PassageResult]:
+    """Search a collection for the one person whom all images show: frames of one passage.
+
+    The most prominent face of each frame is fused by its quality, and one decision is made. `fpir` is the share of
+    passages of people who are not enrolled that may match; other parameters as in `search`.
+    """
+    call = search(
+        pictures,
+        collection,
+        limit=limit,
+        fpir=fpir,
+        fusion=fusion,
+        quality_gate=quality_gate,
+        extrapolate=extrapolate,
+        where=where,
+    )
+    return Call("POST", call.path, PassageResult, query={**call.query, "passage": True}, files=call.files)
 
 
 def collections(*, after: str = "", limit: int = 100) -> Call[CollectionPage]:
@@ -259,6 +290,20 @@ def verify_subject(
         _names(collection, subject),
         {"fmr": fmr, "fusion": fusion},
         (("file", content(picture)),),
+    )
+
+
+def verify_passage(
+    collection: str, subject: str, pictures: Pictures, *, fmr: float = 0.001, fusion: Fusion = "best"
+) -> Call[PassageVerification]:
+    """Decide whether the frames of one passage show the subject, at this false match rate per passage."""
+    return Call(
+        "POST",
+        _SUBJECT + "/verify",
+        PassageVerification,
+        _names(collection, subject),
+        {"fmr": fmr, "fusion": fusion, "passage": True},
+        tuple(parts("file", pictures)),
     )
 
 

@@ -8,8 +8,6 @@ old ledger by rename, so that no erased data remains.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import shutil
 import time
@@ -18,7 +16,6 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import apsw
 
@@ -34,13 +31,14 @@ from index.embedded.gallery import (
     remove_expired,
 )
 from index.embedded.store import collection_records, erasure_records, vector_records
-from index.embedded.store.atomic_files import lock_folder, sync, write_atomically
+from index.embedded.store.atomic_files import lock_folder
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.tombstones import Tombstones
-from index.errors import ConflictError, CorruptError, GalleryError, TooNewError
-from index.folders import sync_folder
+from index.errors import ConflictError, CorruptError, GalleryError
+from index.folders import sync, sync_folder, write_atomically
+from index.manifests import MANIFEST_FILE, dump_manifest, file_sha256, read_manifest
 
-MANIFEST_FILE, VERSION = "manifest.json", 1
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def back_up(gallery: EmbeddedGallery, folder: Path) -> BackupManifest:
     path = folder / LEDGER_FILE
     try:
         manifest = _copy_ledger(gallery, path)
-        write_atomically(folder / MANIFEST_FILE, [_manifest_json(manifest).encode()])
+        write_atomically(folder / MANIFEST_FILE, [dump_manifest(asdict(manifest)).encode()])
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -108,7 +106,7 @@ def restore(
         CorruptError: the backup or the tombstones are damaged. ConflictError: the folder holds another gallery.
         GalleryError: the gallery is in use. TooNewError.
     """
-    manifest = _read_manifest(folder)
+    manifest = BackupManifest(**read_manifest(folder, "a backup", VERSION))
     gallery_folder.mkdir(parents=True, exist_ok=True)
     copy, tombstones = gallery_folder / RESTORING_FILE, Tombstones(gallery_folder / TOMBSTONES_FILE)
     with lock_folder(gallery_folder, exclusive=True):
@@ -136,37 +134,7 @@ def _copy_ledger(gallery: EmbeddedGallery, path: Path) -> BackupManifest:
             raise CorruptError(f"the ledger is damaged: {verdict}")
     with path.open("rb+") as file:
         sync(file)
-    return replace(manifest, sha256=_sha256(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _manifest_json(manifest: BackupManifest) -> str:
-    content = asdict(manifest)
-    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return json.dumps(content | {"checksum": checksum}, indent=2) + "\n"
-
-
-def _read_manifest(folder: Path) -> BackupManifest:
-    path = folder / MANIFEST_FILE
-    try:
-        text = path.read_text()
-        content: dict[str, Any] = json.loads(text)
-        version = content["version"]
-        if isinstance(version, int) and version > VERSION:
-            raise TooNewError(f"{path} has version {version}; this program reads up to version {VERSION}")
-        del content["checksum"]
-        manifest = BackupManifest(**content)
-    except FileNotFoundError as error:
-        raise CorruptError(f"{folder} is no backup, or an incomplete one: {path.name} is missing") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise CorruptError(f"{path} is damaged") from error
-    if _manifest_json(manifest) != text:
-        raise CorruptError(f"{path} is damaged")
-    return manifest
+    return replace(manifest, sha256=file_sha256(path))
 
 
 def _copy_backup(source: Path, target: Path, sha256: str) -> None:
@@ -177,7 +145,7 @@ def _copy_backup(source: Path, target: Path, sha256: str) -> None:
         shutil.copyfile(source, target)
     except FileNotFoundError as error:
         raise CorruptError(f"{source} is missing") from error
-    if _sha256(target) != sha256:
+    if file_sha256(target) != sha256:
         raise CorruptError(f"{source} is damaged: its SHA-256 is not the manifest's")
 
 

@@ -12,7 +12,8 @@ from index.embedded.audit import log as audit
 from index.embedded.encryption import rewrap
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.ledger import BUSY_MS
-from index.embedded.tasks.maintenance import LEASE_S, Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.engine.maintenance import LEASE_S
 from index.errors import GalleryError
 from index.operator_key import OperatorKey
 

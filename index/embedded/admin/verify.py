@@ -15,7 +15,6 @@ from itertools import islice, pairwise
 import apsw
 import numpy as np
 
-from index.embedded.admin.parquet import face_batches
 from index.embedded.encryption import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import (
@@ -26,13 +25,14 @@ from index.embedded.store import (
     subject_records,
     vector_records,
 )
-from index.embedded.tasks.maintenance import LEASE, LEASE_S, VECTORS_PER_CHECK, ReadVectors
+from index.embedded.tasks.maintenance import VECTORS_PER_CHECK, ReadVectors
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
+from index.engine.maintenance import LEASE, LEASE_S
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError
 from index.operator_key import OVERHEAD
 from index.types import Collection, Ints
-from index.validation import are_unit
+from index.validation import EARLIEST, are_unit
 
 ROWS_PER_READ = 1000
 
@@ -128,8 +128,13 @@ def _decrypt_all(gallery: EmbeddedGallery, collection: Collection) -> None:
         with gallery.snapshot_of(collection) as db:
             subjects = subject_records.page(db, collection.id, key, ROWS_PER_READ)
         key = subjects[-1].key if subjects else None
-    for _ in face_batches(gallery, collection, lambda: 0.0):
-        pass
+    after = 0
+    while True:  # each page from its own snapshot: a long one would keep erased data in the write-ahead log
+        with gallery.snapshot_of(collection) as db:
+            faces = face_records.read_records(db, collection.id, after, ROWS_PER_READ, EARLIEST)
+        if not faces:
+            return
+        after = faces[-1].id
 
 
 def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:

@@ -49,9 +49,10 @@ from index.audit_chain import (
     parse_line,
     read_event,
 )
-from index.embedded.store.atomic_files import begin_file, sync
+from index.embedded.store.atomic_files import begin_file
 from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError, InvalidError, TooNewError
+from index.folders import sync
 
 FLUSH_BATCH = 1000  # events that are written with one fsync
 MAX_QUEUED = 10_000  # search events in memory, at which `add` flushes

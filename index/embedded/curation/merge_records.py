@@ -32,6 +32,10 @@ SELECT ?1, id, subject_id FROM faces WHERE subject_id IN (SELECT value FROM json
 UNION ALL SELECT ?1, -id, subject_id FROM rejections WHERE subject_id IN (SELECT value FROM json_each(?2))
 RETURNING face_id
 """
+_RETURN_SIGHTINGS = """
+UPDATE sightings SET subject_id = ?4 WHERE subject_id = ?3
+AND id IN (SELECT sighting_id FROM merged_sightings WHERE merge_id = ?1 AND subject_id = ?2)
+"""
 # Faces of an absorbed subject that are the kept subject's still.
 _TO_RETURN = """
 SELECT face_id FROM merged_faces AS moved JOIN faces ON faces.id = face_id
@@ -54,6 +58,11 @@ def insert(db: apsw.Connection, collection: Collection, kept: int, absorbed: Seq
     faces = [row[0] for row in rows]
     _give(db, collection.id, faces, kept)
     for subject_id in absorbed:
+        db.execute(
+            "INSERT INTO merged_sightings SELECT ?, id, subject_id FROM sightings WHERE subject_id = ?",
+            (number, subject_id),
+        )
+        db.execute("UPDATE sightings SET subject_id = ? WHERE subject_id = ?", (kept, subject_id))
         db.execute(
             f"INSERT INTO absorbed_subjects (id, collection_id, into_id, merge_id, {_COLUMNS})"  # noqa: S608  constants
             f" SELECT id, collection_id, ?, ?, {_COLUMNS} FROM subjects WHERE id = ?",
@@ -127,6 +136,7 @@ def restore(
         rows: list[Row] = db.execute(_TO_RETURN, (merge.id, number, kept)).fetchall()
         faces = [row[0] for row in rows]
         _give(db, collection_id, faces, subject_id)
+        db.execute(_RETURN_SIGHTINGS, (merge.id, number, kept, subject_id))
         subjects.append(subject_id)
         returned += faces
     db.execute("UPDATE rejections SET suspended_by = NULL WHERE suspended_by = ?", (merge.id,))

@@ -18,12 +18,12 @@ import apsw
 
 from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
-from index.embedded.encryption import cipher_of
 from index.embedded.gallery import GalleryComponent
-from index.embedded.store import collection_records, erasure_records, subject_records
+from index.embedded.store import collection_records, erasure_records, subject_records, vector_records
 from index.embedded.store.changes import committing
 from index.embedded.store.tombstones import erasing
 from index.errors import NotFoundError
+from index.records import RejectionRecord
 from index.types import Floats, Receipt, Rejection
 from index.validation import check_fingerprint, unit_vectors
 
@@ -50,25 +50,16 @@ class Feedback(GalleryComponent):
         target, now = collection_records.find(db, collection), self.gallery.clock()
         check_fingerprint(target, fingerprint)
         scaled = unit_vectors(vectors, target.dimensions)
-        subject, cipher = subject_records.find(db, target.id, key, now), cipher_of(db, target.id)
-        rejections = [Rejection(secrets.token_hex(16), now, secrets.randbelow(2**62) + 1) for _ in scaled]
-        face_ids = [-rejection.id for rejection in rejections]
-        db.executemany(
-            "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    rejection.id,
-                    subject.id,
-                    rejection.token,
-                    rejection.created_at,
-                    cipher.encrypt(vector.astype("<f4").tobytes(), "vector", -rejection.id),
-                    None if crop is None else cipher.encrypt(crop, "crop", -rejection.id),
-                )
-                for rejection, vector, crop in zip(rejections, scaled, crops or [None] * len(scaled), strict=True)
-            ],
-        )
-        audit.record(db, AuditEvent("feedback", now, actor, target.id, [subject.id], face_ids))
-        return rejections
+        subject = subject_records.find(db, target.id, key, now)
+        faces = [
+            RejectionRecord(number, key, secrets.token_hex(16), now, vector.astype("<f4").tobytes(), crop)
+            for number, vector, crop in zip(
+                vector_records.new_rejection_ids(len(scaled)), scaled, crops or [None] * len(scaled), strict=True
+            )
+        ]
+        vector_records.insert_rejected(db, target.id, [(subject.id, face) for face in faces])
+        audit.record(db, AuditEvent("feedback", now, actor, target.id, [subject.id], [-face.id for face in faces]))
+        return [Rejection(face.token, now, face.id) for face in faces]
 
     def of_subject(
         self, collection: str, key: str, after: tuple[float, int] = (0.0, 0), limit: int = -1

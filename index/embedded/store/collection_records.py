@@ -100,6 +100,11 @@ def mark_scaled(db: apsw.Connection, collection_id: int) -> None:
     db.execute("UPDATE collections SET unscaled = 0 WHERE id = ?", (collection_id,))
 
 
+def dimensions(db: apsw.Connection, collection_id: int) -> int:
+    """Return how many numbers a vector of the collection has."""
+    return int(db.execute("SELECT dimensions FROM collections WHERE id = ?", (collection_id,)).get)
+
+
 def counts(db: apsw.Connection, collection_id: int) -> tuple[int, int]:
     """Return the numbers of subjects and of faces in the collection."""
     subjects, faces = db.execute("SELECT subjects, faces FROM collections WHERE id = ?", (collection_id,)).get

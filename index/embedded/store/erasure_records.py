@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import apsw
@@ -18,7 +18,10 @@ from index.types import Collection, Ints, Receipt
 
 @dataclass(frozen=True)
 class Removal:
-    """The erasure of a face; of a whole subject if `face_id` is 0; of a whole collection if both ids are 0."""
+    """The erasure of a face; of a whole subject if `face_id` is 0; of a whole collection if both ids are 0.
+
+    The ids of feedback and of sightings are negative.
+    """
 
     seq: int
     collection_id: int
@@ -42,26 +45,33 @@ def remove_faces(
     *,
     subjects: int,
     now: float,
+    sightings: int = 0,
     token: str | None = None,
 ) -> Receipt:
-    """Delete these faces of the collection and return the receipt, which counts `subjects` subjects.
+    """Delete these faces of the collection and return the receipt, which counts so many `subjects` and `sightings`.
 
     `token`: of the receipt; by default a new one.
     """
     db.execute("DELETE FROM faces WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
     db.executemany("INSERT INTO removals (collection_id, face_id) VALUES (?, ?)", [(collection_id, id_) for id_ in ids])
-    return _insert_receipt(db, collection_id, Receipt(token or secrets.token_hex(16), subjects, len(ids), now, None))
+    return insert_receipt(
+        db, collection_id, Receipt(token or secrets.token_hex(16), subjects, len(ids), now, None, sightings)
+    )
 
 
 def remove_subjects(
     db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float
 ) -> tuple[Receipt, list[int]]:
-    """Delete the subjects and all their faces, and return the receipt and the ids of the faces.
+    """Delete the subjects with all their faces and sightings, and return the receipt and the ids of the faces.
 
     The subjects that they absorbed are removed with them: a restored backup may still have those.
     """
     faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
-    receipt = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now)
+    sightings = db.execute(
+        "SELECT count(*) FROM sightings WHERE subject_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(subject_ids)),),
+    ).get
+    receipt = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now, sightings=sightings)
     for subject_id in subject_ids:
         absorbed = [row[0] for row in db.execute(_ABSORBED, (subject_id,))]
         db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
@@ -73,11 +83,18 @@ def remove_subjects(
 def remove_collection(db: apsw.Connection, collection: Collection, now: float) -> Receipt:
     """Delete the collection and everything in it, and return the receipt."""
     subjects, faces = collection_records.counts(db, collection.id)
+    sightings = db.execute("SELECT count(*) FROM sightings WHERE collection_id = ?", (collection.id,)).get
     db.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
     db.execute("DELETE FROM removals WHERE collection_id = ?", (collection.id,))
     _insert_removal(db, collection.id)
-    receipt = Receipt(secrets.token_hex(16), subjects, faces, now, None)
-    return _insert_receipt(db, collection.id, receipt, through=0)
+    receipt = Receipt(secrets.token_hex(16), subjects, faces, now, None, sightings)
+    return insert_receipt(db, collection.id, receipt, through=0)
+
+
+def remove_sighting(db: apsw.Connection, collection_id: int, sighting_id: int, now: float) -> Receipt:
+    """Delete the sighting and return the receipt."""
+    db.execute("INSERT INTO removals (collection_id, face_id) VALUES (?, ?)", (collection_id, -sighting_id))
+    return insert_receipt(db, collection_id, Receipt(secrets.token_hex(16), 0, 0, now, None, 1), through=0)
 
 
 def _insert_removal(db: apsw.Connection, collection_id: int, subject_id: int = 0) -> None:
@@ -87,12 +104,10 @@ def _insert_removal(db: apsw.Connection, collection_id: int, subject_id: int = 0
     )
 
 
-def _insert_receipt(
-    db: apsw.Connection, collection_id: int, receipt: Receipt, *, through: int | None = None
-) -> Receipt:
+def insert_receipt(db: apsw.Connection, collection_id: int, receipt: Receipt, *, through: int | None = None) -> Receipt:
     """Insert the receipt for the removals up to `through`, by default the last one, and return it."""
     db.execute(
-        "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, NULL)",
+        "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
         (
             receipt.token,
             collection_id,
@@ -100,6 +115,7 @@ def _insert_receipt(
             receipt.faces,
             last_removal(db) if through is None else through,
             receipt.requested_at,
+            receipt.sightings,
         ),
     )
     return receipt
@@ -112,11 +128,30 @@ def receipt(db: apsw.Connection, token: str) -> Receipt:
         NotFoundError.
     """
     row = db.execute(
-        "SELECT token, subjects, faces, requested_at, erased_at FROM receipts WHERE token = ?", (token,)
+        "SELECT token, subjects, faces, requested_at, erased_at, sightings FROM receipts WHERE token = ?", (token,)
     ).fetchone()
     if row is None:
         raise NotFoundError("there is no such receipt")
     return Receipt(*row)
+
+
+def receipts(db: apsw.Connection, after: str, limit: int) -> list[Receipt]:
+    """Return at most `limit` receipts with tokens greater than `after`, sorted by token."""
+    columns = "token, subjects, faces, requested_at, erased_at, sightings"
+    rows = db.execute(f"SELECT {columns} FROM receipts WHERE token > ? ORDER BY token LIMIT ?", (after, limit))  # noqa: S608
+    return [Receipt(*row) for row in rows]
+
+
+def insert_foreign_receipts(db: apsw.Connection, receipts: Iterable[Receipt]) -> int:
+    """Insert receipts of another gallery, whose data this one never had; return the number of new ones."""
+    return len(
+        list(
+            db.executemany(
+                "INSERT OR IGNORE INTO receipts VALUES (?, 0, ?, ?, 0, ?, ?, ?) RETURNING token",
+                [(it.token, it.subjects, it.faces, it.requested_at, it.erased_at, it.sightings) for it in receipts],
+            )
+        )
+    )
 
 
 def unfinished_receipts(db: apsw.Connection) -> list[tuple[str, int, int]]:
@@ -142,9 +177,12 @@ def removals(db: apsw.Connection, after: int, through: int = 2**63 - 1, limit: i
 
 
 def removed_faces(db: apsw.Connection, collection_id: int, after: int) -> tuple[Ints, int]:
-    """Return the ids of the faces removed since the removal `after`, and the number of the last of these removals."""
+    """Return the ids of the faces removed since the removal `after`, and the number of the last of these removals.
+
+    Feedback and sightings, with negative ids, are in no segment.
+    """
     rows: list[Row] = db.execute(
-        "SELECT face_id, seq FROM removals WHERE collection_id = ? AND seq > ? AND face_id != 0 ORDER BY seq",
+        "SELECT face_id, seq FROM removals WHERE collection_id = ? AND seq > ? AND face_id > 0 ORDER BY seq",
         (collection_id, after),
     ).fetchall()
     return np.array([row[0] for row in rows], np.int64), rows[-1][1] if rows else after
@@ -182,9 +220,9 @@ def skip_ids(db: apsw.Connection, gap: Callable[[], int]) -> None:
     """Make the next id of each table exceed all earlier ids, including removed ones, by more than the next `gap`."""
     greatest = db.execute(
         "SELECT coalesce(max(collection_id), 0), coalesce(max(subject_id), 0), coalesce(max(face_id), 0),"
-        " coalesce(max(seq), 0) FROM removals"
+        " coalesce(max(seq), 0), 0 FROM removals"
     ).get
-    for table, removed in zip(("collections", "subjects", "faces", "removals"), greatest, strict=True):
+    for table, removed in zip(("collections", "subjects", "faces", "removals", "sightings"), greatest, strict=True):
         last = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).get
         db.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
         db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, max(removed, last) + gap()))

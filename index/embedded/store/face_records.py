@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import apsw
 import numpy as np
 
 from index.embedded.encryption import Cipher, cipher_of
-from index.embedded.store import subject_records, vector_records
+from index.embedded.store import collection_records, subject_records
 from index.embedded.store.ledger import Row
-from index.errors import ConflictError, NotFoundError
+from index.errors import NotFoundError
+from index.records import FaceRecord, new_faces, validated_face
 from index.types import Face, Ints, NewFace, Subject
 from index.validation import (
     check_key,
     check_object,
-    check_subject,
-    check_timestamp,
-    normalised_json,
-    parse_object,
     read_object,
     unit_vectors,
 )
-
-
-@dataclass(slots=True)  # not frozen, which takes several times as long: an enrolment creates one per face
-class FaceRecord:
-    """Everything stored about a face and its subject. Metadata and details are JSON, the vector is float32 bytes."""
-
-    id: int
-    subject: str
-    name: str | None
-    metadata: str
-    expires_at: float | None
-    token: str
-    details: str
-    created_at: float
-    vector: bytes
-    crop: bytes | None
-
 
 # The faces come first: a search asks for a few, and only their rows and their subjects' rows must be read.
 _OWNERS = f"""
@@ -139,23 +118,16 @@ def ids_through(db: apsw.Connection, collection_id: int, through: int) -> Ints:
     return np.fromiter((row[0] for row in rows), np.int64)
 
 
-def last_id(db: apsw.Connection, collection_id: int) -> int:
-    """Return the greatest id of the collection's faces, 0 if it has none."""
-    return int(db.execute("SELECT coalesce(max(id), 0) FROM faces WHERE collection_id = ?", (collection_id,)).get)
-
-
-def read_records(
-    db: apsw.Connection, collection_id: int, after: int, through: int, limit: int, now: float
-) -> list[FaceRecord]:
-    """Return at most `limit` faces with ids in `after` < id <= `through`, without those of expired subjects."""
+def read_records(db: apsw.Connection, collection_id: int, after: int, limit: int, now: float) -> list[FaceRecord]:
+    """Return at most `limit` faces with ids above `after`, ascending, without those of subjects expired at `now`."""
     rows = db.execute(
         f"SELECT {subject_records.COLUMNS},"  # noqa: S608
         " faces.id, token, details, faces.sealed, faces.created_at, vectors.data, crops.data"
         " FROM faces JOIN subjects ON subjects.id = subject_id JOIN vectors ON vectors.face_id = faces.id"
         " LEFT JOIN crops ON crops.face_id = faces.id"
-        " WHERE faces.collection_id = ? AND faces.id > ? AND faces.id <= ? AND (expires_at IS NULL OR expires_at > ?)"
+        " WHERE faces.collection_id = ? AND faces.id > ? AND (expires_at IS NULL OR expires_at > ?)"
         " ORDER BY faces.id LIMIT ?",
-        (collection_id, after, through, now, limit),
+        (collection_id, after, now, limit),
     )
     cipher = cipher_of(db, collection_id)
     return [_record(cipher, row) for row in rows]
@@ -189,7 +161,8 @@ def insert(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], no
     for face in faces:
         check_key(face.subject, "subject")
         check_object(face.details, "details")
-    vectors = unit_vectors([face.vector for face in faces], _dimensions(db, collection_id)).astype("<f4")
+    dimensions = collection_records.dimensions(db, collection_id)
+    vectors = unit_vectors([face.vector for face in faces], dimensions).astype("<f4")
     records = [
         FaceRecord(
             0,
@@ -209,43 +182,36 @@ def insert(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], no
     return [Face(number, record.token, key, dict(face.details), now) for (number, key), record, face in enrolled]
 
 
-def insert_record(db: apsw.Connection, collection_id: int, face: FaceRecord) -> bool:
-    """Enrol the face with its token and return True; False if it is enrolled already. An existing subject is kept.
+def insert_records(
+    db: apsw.Connection, collection_id: int, faces: Sequence[FaceRecord], *, create_subjects: bool
+) -> list[int]:
+    """Enrol those of the faces that are not enrolled yet, with their tokens, and return their ids.
+
+    `create_subjects`: create the subjects that do not exist, else leave out their faces. Existing subjects are kept.
 
     Raises:
-        ConflictError: another face has the token. InvalidError: see `validated`.
+        ConflictError: another face has one of the tokens. InvalidError: see `validated_face`.
     """
-    face, cipher = validated(face, _dimensions(db, collection_id)), cipher_of(db, collection_id)
-    existing: Row | None = db.execute(
-        "SELECT faces.collection_id, key, faces.id, data FROM faces JOIN subjects ON subjects.id = subject_id"
-        " JOIN vectors ON face_id = faces.id WHERE token = ?",
-        (face.token,),
-    ).fetchone()
-    if existing is None:
-        _insert(db, collection_id, [face])
-        return True
-    *owner, number, vector = existing
-    key = cipher.lookup(subject_records.stored_key(db, cipher, collection_id, face.subject))
-    if owner != [collection_id, key] or cipher.decrypt(vector, "vector", number) != face.vector:
-        raise ConflictError(f"face {face.token} is enrolled with another collection, subject or vector")
-    return False
+    cipher, dimensions = cipher_of(db, collection_id), collection_records.dimensions(db, collection_id)
+    faces = [validated_face(face, dimensions) for face in faces]
+    if not create_subjects:
+        existing = subject_records.existing(db, collection_id, {face.subject for face in faces})
+        faces = [face for face in faces if face.subject in existing]
 
+    def owner(key: str) -> tuple[int, str]:
+        return collection_id, cipher.lookup(subject_records.stored_key(db, cipher, collection_id, key))
 
-def validated(face: FaceRecord, dimensions: int) -> FaceRecord:
-    """Return the face with its vector scaled to length 1, and its metadata in Unicode form C.
-
-    Raises:
-        InvalidError: it cannot be enrolled; see `unit_vectors`, `check_subject`, `check_object` and `check_timestamp`.
-    """
-    check_subject(face.subject, face.name, parse_object(face.metadata, "metadata"), face.expires_at)
-    parse_object(face.details, "details")
-    check_timestamp(face.created_at, "created_at")
-    vector = vector_records.encode(np.frombuffer(face.vector, "<f4"), dimensions)
-    return replace(face, vector=vector, metadata=normalised_json(face.metadata))
-
-
-def _dimensions(db: apsw.Connection, collection_id: int) -> int:
-    return int(db.execute("SELECT dimensions FROM collections WHERE id = ?", (collection_id,)).get)
+    rows: list[Row] = db.execute(
+        "SELECT token, faces.collection_id, key, faces.id, data FROM faces JOIN subjects ON subjects.id = subject_id"
+        " JOIN vectors ON face_id = faces.id WHERE token IN (SELECT value FROM json_each(?))",
+        (json.dumps([face.token for face in faces]),),
+    ).fetchall()
+    enrolled = {
+        # The vector of another collection cannot always be decrypted, and need not be.
+        token: ((number, key), cipher.decrypt(vector, "vector", face) if number == collection_id else b"")
+        for token, number, key, face, vector in rows
+    }
+    return [row[0] for row in _insert(db, collection_id, new_faces(faces, enrolled, owner))]
 
 
 def _insert(db: apsw.Connection, collection_id: int, faces: Sequence[FaceRecord]) -> list[tuple[int, str]]:
@@ -258,7 +224,10 @@ def _insert(db: apsw.Connection, collection_id: int, faces: Sequence[FaceRecord]
         key: subject_records.stored_key(db, cipher, collection_id, key)
         for key in dict.fromkeys(face.subject for face in faces)
     }
-    subjects = _insert_subjects(db, cipher, collection_id, {keys[face.subject]: face for face in faces})
+    first: dict[str, FaceRecord] = {}
+    for face in faces:
+        first.setdefault(keys[face.subject], face)
+    subjects = subject_records.insert_missing(db, collection_id, first)
     # There is one writer at a time, so the next ids are known: they follow the greatest id ever assigned.
     last = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'faces'").get
     numbered = list(enumerate(faces, last + 1))
@@ -287,33 +256,3 @@ def _insert(db: apsw.Connection, collection_id: int, faces: Sequence[FaceRecord]
     )
     db.execute("UPDATE collections SET faces = faces + ? WHERE id = ?", (len(faces), collection_id))
     return [(number, keys[face.subject]) for number, face in numbered]
-
-
-def _insert_subjects(
-    db: apsw.Connection, cipher: Cipher, collection_id: int, owners: Mapping[str, FaceRecord]
-) -> dict[str, int]:
-    """Insert the subjects that do not exist, and return the ids of all by their keys; `owners`: a face of each key."""
-    key_of = {cipher.lookup(key): key for key in owners}
-    db.executemany(
-        "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT DO NOTHING",
-        [
-            (
-                collection_id,
-                lookup,
-                *((None, "{}") if cipher.encrypted else (owners[key].name, owners[key].metadata)),
-                owners[key].created_at,
-                owners[key].expires_at,
-            )
-            for lookup, key in key_of.items()
-        ],
-    )
-    rows: list[Row] = db.execute(
-        "SELECT key, id, sealed IS NULL FROM subjects"
-        " WHERE collection_id = ? AND key IN (SELECT value FROM json_each(?))",
-        (collection_id, json.dumps(list(key_of))),
-    ).fetchall()
-    if cipher.encrypted:
-        new = [(number, key_of[lookup]) for lookup, number, is_new in rows if is_new]
-        subject_records.encrypt(db, cipher, [(n, key, owners[key].name, owners[key].metadata) for n, key in new])
-    return {key_of[lookup]: number for lookup, number, _ in rows}

@@ -8,8 +8,7 @@ import apsw
 
 from index.embedded.encryption import AeadCipher
 from index.errors import ConflictError
-
-KEEP_S = 86_400  # how long a result is kept
+from index.protocol import IDEMPOTENCY_S
 
 
 def find(db: apsw.Connection, key: str, request: bytes) -> str | None:
@@ -36,9 +35,9 @@ def insert(db: apsw.Connection, key: str, request: bytes, result: str) -> None:
 
 
 def delete_old(db: apsw.Connection) -> None:
-    """Delete results that are older than KEEP_S, also those of a clock that was ahead for as long."""
+    """Delete results that are older than IDEMPOTENCY_S, also those of a clock that was ahead for as long."""
     db.execute(
         "DELETE FROM idempotency_keys"
         " WHERE created_at < unixepoch('subsec') - ?1 OR created_at > unixepoch('subsec') + ?1",
-        (KEEP_S,),
+        (IDEMPOTENCY_S,),
     )

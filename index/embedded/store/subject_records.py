@@ -12,11 +12,15 @@ import apsw
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, CorruptError, NotFoundError
+from index.records import FaceRecord, SubjectRecord
 from index.types import CountedSubject, Subject
 from index.validation import check_subject, normalised, normalised_metadata, read_object
 
 # Columns from which `read_subject` makes a Subject.
-COLUMNS = "subjects.id, subjects.key, name, metadata, subjects.sealed, subjects.created_at, expires_at"
+COLUMNS = (
+    "subjects.id, subjects.key, subjects.name, subjects.metadata, subjects.sealed, subjects.created_at,"
+    " subjects.expires_at"
+)
 _SUBJECT = f"SELECT {COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"  # noqa: S608
 
 
@@ -176,6 +180,66 @@ def upsert(
     if cipher.encrypted:
         encrypt(db, cipher, [(number, key, name, json.dumps(metadata))])
     return find(db, collection_id, key)
+
+
+def read_records(db: apsw.Connection, collection_id: int, after: int, limit: int, now: float) -> list[SubjectRecord]:
+    """Return at most `limit` subjects with ids above `after`, ascending, without those that have expired at `now`."""
+    cipher = cipher_of(db, collection_id)
+    rows = db.execute(
+        f"SELECT {COLUMNS} FROM subjects WHERE collection_id = ? AND id > ?"  # noqa: S608  of constants
+        " AND (expires_at IS NULL OR expires_at > ?) ORDER BY id LIMIT ?",
+        (collection_id, after, now, limit),
+    )
+    return [
+        SubjectRecord(number, *decrypt(cipher, number, *stored), created_at, expires_at)
+        for number, *stored, created_at, expires_at in rows
+    ]
+
+
+def existing(db: apsw.Connection, collection_id: int, keys: Iterable[str]) -> dict[str, int]:
+    """Return the ids of those of the subjects that exist, by the given keys; see `stored_key`."""
+    cipher = cipher_of(db, collection_id)
+    lookups = {key: cipher.lookup(stored_key(db, cipher, collection_id, key)) for key in keys}
+    rows = db.execute(
+        "SELECT key, id FROM subjects WHERE collection_id = ? AND key IN (SELECT value FROM json_each(?))",
+        (collection_id, json.dumps(list(lookups.values()))),
+    )
+    ids: dict[str, int] = dict(rows)
+    return {key: ids[lookup] for key, lookup in lookups.items() if lookup in ids}
+
+
+def insert_missing(
+    db: apsw.Connection, collection_id: int, records: Mapping[str, FaceRecord | SubjectRecord]
+) -> dict[str, int]:
+    """Insert the subjects that do not exist, and return the ids of all by their keys.
+
+    `records`: by the stored key of each subject, its properties, or a face with them.
+    """
+    cipher = cipher_of(db, collection_id)
+    key_of = {cipher.lookup(key): key for key in records}
+    db.executemany(
+        "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        [
+            (
+                collection_id,
+                lookup,
+                *((None, "{}") if cipher.encrypted else (records[key].name, records[key].metadata)),
+                records[key].created_at,
+                records[key].expires_at,
+            )
+            for lookup, key in key_of.items()
+        ],
+    )
+    rows: list[Row] = db.execute(
+        "SELECT key, id, sealed IS NULL FROM subjects"
+        " WHERE collection_id = ? AND key IN (SELECT value FROM json_each(?))",
+        (collection_id, json.dumps(list(key_of))),
+    ).fetchall()
+    if cipher.encrypted:
+        new = [(number, key_of[lookup]) for lookup, number, is_new in rows if is_new]
+        encrypt(db, cipher, [(n, key, records[key].name, records[key].metadata) for n, key in new])
+    return {key_of[lookup]: number for lookup, number, _ in rows}
 
 
 def expired(db: apsw.Connection, now: float, limit: int) -> list[tuple[int, int]]:

@@ -23,9 +23,10 @@ from typing import Any, BinaryIO
 import apsw
 
 from index.embedded.store import collection_records, erasure_records
-from index.embedded.store.atomic_files import begin_file, sync, write_atomically
+from index.embedded.store.atomic_files import begin_file
 from index.embedded.store.changes import P, T, committing
 from index.errors import CorruptError, TooNewError
+from index.folders import sync, write_atomically
 
 MAGIC, VERSION = "vestibule-tombstones", 1
 # The most lines that are written and synced together. A crash can damage only these, and all fit into the tail.

@@ -6,6 +6,7 @@ The vectors are those of faces, and those of feedback: faces that were reported 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
+from index.embedded.store import subject_records
 from index.embedded.store.ledger import Row
+from index.records import RejectionRecord
 from index.types import Collection, Floats, Ints
 from index.validation import unit_vectors
 
@@ -170,6 +173,52 @@ def read_rejected(db: apsw.Connection, collection: Collection, after: int, limit
         (collection.id, after, size, limit),
     ).fetchall()
     return decoded(db, collection, rows)
+
+
+def new_rejection_ids(count: int) -> list[int]:
+    """Return random ids for new rejected faces, ascending: a random id is never given again after an erasure."""
+    return sorted(secrets.randbelow(2**62) + 1 for _ in range(count))
+
+
+def insert_rejected(db: apsw.Connection, collection_id: int, rows: Iterable[tuple[int, RejectionRecord]]) -> None:
+    """Insert rejected faces under their ids; each row is the id of the subject and the face."""
+    cipher = cipher_of(db, collection_id)
+    db.executemany(
+        "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (
+                face.id,
+                subject_id,
+                face.token,
+                face.created_at,
+                cipher.encrypt(face.vector, "vector", -face.id),
+                None if face.crop is None else cipher.encrypt(face.crop, "crop", -face.id),
+            )
+            for subject_id, face in rows
+        ],
+    )
+
+
+def rejection_records(
+    db: apsw.Connection, collection_id: int, after: int, limit: int, now: float
+) -> list[RejectionRecord]:
+    """Return at most `limit` rejected faces with ids above `after`, without those of subjects expired at `now`."""
+    cipher = cipher_of(db, collection_id)
+    rows = db.execute(
+        f"SELECT {subject_records.COLUMNS}, rejections.id, token, rejections.created_at, data, crop"  # noqa: S608
+        " FROM rejections JOIN subjects ON subjects.id = subject_id WHERE collection_id = ? AND rejections.id > ?"
+        " AND (expires_at IS NULL OR expires_at > ?) ORDER BY rejections.id LIMIT ?",
+        (collection_id, after, now, limit),
+    )
+    return [_rejection_record(cipher, row) for row in rows]
+
+
+def _rejection_record(cipher: Cipher, row: Row) -> RejectionRecord:
+    subject_id, *stored, _, _, number, token, created_at, data, crop = row
+    key, _, _ = subject_records.decrypt(cipher, subject_id, *stored)
+    vector = cipher.decrypt(data, "vector", -number)
+    plain_crop = None if crop is None else cipher.decrypt(crop, "crop", -number)
+    return RejectionRecord(number, key, token, created_at, vector, plain_crop)
 
 
 def replace_rejected(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:

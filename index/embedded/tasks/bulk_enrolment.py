@@ -30,15 +30,9 @@ from index.embedded.store import (
 from index.embedded.store.changes import committing
 from index.embedded.store.tombstones import erasing
 from index.errors import NotFoundError
-from index.protocol import LEASE_S
+from index.protocol.jobs import ALL_FAILED, KEEP_S, LEASE_S, MAX_BYTES, MAX_ROWS
 from index.types import Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
 from index.validation import check_fingerprint
-
-KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job are kept
-ALL_FAILED = "all items failed; see the problem of each item"
-
-# Limits of one batch: rows, and bytes after which no more rows are read.
-MAX_ROWS, MAX_BYTES = 2048, 4 * 2**20
 
 
 class JobQueue(GalleryComponent):

@@ -7,9 +7,7 @@ a process dies, the next round deletes the files that the ledger does not refere
 from __future__ import annotations
 
 import secrets
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,11 +19,13 @@ from index.embedded.audit import log as audit
 from index.embedded.curation.curation import forget_ended
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
+from index.embedded.sightings.sightings import erase_expired
 from index.embedded.store import collection_records, erasure_records, idempotency_records, lease_records, vector_records
 from index.embedded.store.vector_records import FaceVectors, InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
 from index.embedded.vectors.ivf import SAMPLE_PER_CENTROID, Ivf
-from index.errors import ConflictError, CorruptError, LockedError, MaintenanceError
+from index.engine.maintenance import LEASE, LEASE_S, MaintenanceRounds
+from index.errors import ConflictError, CorruptError
 from index.folders import sync_folder
 from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
@@ -33,7 +33,6 @@ from index.validation import are_unit, unit_vectors
 ReadVectors = Callable[[apsw.Connection, Collection, int, int], FaceVectors]
 ReplaceVectors = Callable[[apsw.Connection, Collection, Mapping[int, Floats]], list[int]]
 
-LEASE, LEASE_S = "maintenance", 60.0
 VECTORS_PER_CHECK = 65_536
 
 
@@ -49,14 +48,13 @@ class MaintenanceLimits:
     growth: float = 4.0
 
 
-class Maintenance(GalleryComponent):
+class Maintenance(GalleryComponent, MaintenanceRounds):
     """The maintenance of one gallery. Call `run` periodically."""
 
     def __init__(self, gallery: EmbeddedGallery, limits: MaintenanceLimits | None = None):
         super().__init__(gallery)
         self._limits = limits or MaintenanceLimits()
         self._verified: set[str] = set()  # files that this process has read completely
-        self._failures: dict[str, Exception] = {}
 
     def run(self) -> bool:
         """Run one round. Return False where another process does maintenance; only its new files are loaded then.
@@ -66,30 +64,18 @@ class Maintenance(GalleryComponent):
         Raises:
             MaintenanceError: some steps failed.
         """
-        self._failures = {}
-        with self._step("audit log"):
-            self.gallery.audit.flush()
-        has_lease = self.ledger.write(self._renew)
-        if has_lease:
-            with self._heartbeat():
-                self._work()
-        for collection in self.gallery.collections(limit=-1):
-            with self._step(f"collection {collection.id}"):
-                self.gallery.searchers.reload(collection)
-                self.gallery.searchers.add_recent(collection)
-        if self._failures:
-            raise MaintenanceError(self._failures)
+        with self._round() as has_lease:
+            for collection in self.gallery.collections(limit=-1):
+                with self._step(f"collection {collection.id}"):
+                    self.gallery.searchers.reload(collection)
+                    self.gallery.searchers.add_recent(collection)
         return has_lease
 
-    @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        """Store the first exception of each step, and continue."""
-        try:
-            yield
-        except (ConflictError, LockedError):
-            pass  # dropped, re-embedded, locked, or another process has the lease: a later round repeats the step
-        except Exception as error:  # noqa: BLE001  of a damaged row or a full disk; `run` raises it
-            self._failures.setdefault(name, error)
+    def _flush_audit(self) -> None:
+        self.gallery.audit.flush()
+
+    def _renew_lease(self) -> bool:
+        return self.ledger.write(self._renew)
 
     def rebuild(self, collections: Sequence[Collection]) -> bool:
         """Rebuild all files of the collections from the ledger, then run a round; False as in `run`.
@@ -97,7 +83,7 @@ class Maintenance(GalleryComponent):
         Raises:
             ConflictError: a collection was dropped or re-embedded meanwhile, or the lease was lost.
         """
-        if not self.ledger.write(self._renew):
+        if not self._renew_lease():
             return False
         with self._heartbeat():
             for collection in map(self._scale_vectors, collections):
@@ -115,6 +101,8 @@ class Maintenance(GalleryComponent):
             self.ledger.write(idempotency_records.delete_old)
             # Enrolments also delete expired subjects, without writing tombstones.
             self.tombstones.append_new(self.ledger.reader())
+        with self._step("sightings"):
+            erase_expired(self.ledger, self.gallery.clock())
         for collection in self.gallery.collections(limit=-1):
             with self._step(f"collection {collection.id}"):
                 current = self._scale_vectors(collection)
@@ -124,24 +112,6 @@ class Maintenance(GalleryComponent):
                 self._update_index(current)
         with self._step("erasures"):
             self._finish_erasures()
-
-    @contextmanager
-    def _heartbeat(self) -> Iterator[None]:
-        """Renew the lease from a thread, so that it does not expire during a long step."""
-        done = threading.Event()
-
-        def beat() -> None:
-            while not done.wait(LEASE_S / 4):
-                with self._step("lease"):
-                    self.ledger.write(self._renew)
-
-        thread = threading.Thread(target=beat, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
     def release(self) -> None:
         """Release the lease, so that another process can do maintenance."""
@@ -307,7 +277,7 @@ class Maintenance(GalleryComponent):
 
     def _finish_erasures(self) -> None:
         """Delete unreferenced files, scrub the ledger, and complete the receipts of the erased data."""
-        if not self.ledger.write(self._renew):
+        if not self._renew_lease():
             return  # another process may write files that the ledger does not reference yet
         with self.ledger.snapshot() as db:
             open_receipts, referenced = erasure_records.unfinished_receipts(db), vector_records.files(db)

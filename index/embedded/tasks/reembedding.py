@@ -269,7 +269,8 @@ def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
     vector_records.drop_files(db, collection_id)
     # The receipt is for the discarded faces and the old vectors: maintenance scrubs the ledger for open receipts only.
     db.execute(
-        "INSERT INTO receipts VALUES (?, ?, 0, ?, 0, ?, NULL)", (reembedding.token, collection_id, len(discarded), now)
+        "INSERT INTO receipts VALUES (?, ?, 0, ?, 0, ?, NULL, 0)",
+        (reembedding.token, collection_id, len(discarded), now),
     )
     faces = [row[0] for row in discarded]
     audit.record(db, AuditEvent("reembed", now, reembedding.actor, collection_id, faces=faces, id=reembedding.token))

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from index.embedded.encryption import PLAINTEXT, Cipher
-from index.embedded.store.atomic_files import write_atomically
 from index.errors import CorruptError
+from index.folders import write_atomically
 from index.types import Floats, Ints
 
 # A centroid is the mean of at least this many vectors, so that it does not disclose any of them.

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from index.embedded.encryption import PLAINTEXT, Cipher
-from index.embedded.store.atomic_files import write_atomically
 from index.embedded.store.vector_records import FaceVectors
 from index.errors import CorruptError, TooNewError
+from index.folders import write_atomically
 from index.types import Floats, Ints
 
 MAGIC, VERSION, ENCRYPTED_FLAG = b"VSEG", 1, 1

@@ -32,6 +32,10 @@ SELECT id FROM rejections WHERE subject_id = %(subject)s AND suspended_by IS NUL
     AND faces.vector <#> rejections.vector <= %(rounding)s - 1
 ) ORDER BY id
 """
+_RETURN_SIGHTINGS = """
+UPDATE sightings SET subject_id = %s WHERE subject_id = %s
+AND id IN (SELECT sighting_id FROM merged_sightings WHERE merge_id = %s AND subject_id = %s)
+"""
 
 
 def insert(db: Connection, collection: Collection, kept: int, absorbed: Sequence[int], merge: Merge) -> list[int]:
@@ -58,6 +62,11 @@ def insert(db: Connection, collection: Collection, kept: int, absorbed: Sequence
     )
     faces = sorted(row[0] for row in moved)
     give(db, collection.id, faces, kept)
+    db.execute(
+        "INSERT INTO merged_sightings SELECT %s, id, subject_id FROM sightings WHERE subject_id = ANY(%s)",
+        (number, ids),
+    )
+    db.execute("UPDATE sightings SET subject_id = %s WHERE subject_id = ANY(%s)", (kept, ids))
     db.execute(
         "INSERT INTO absorbed_subjects (id, collection_id, merge_id, lookup, seal, sealed, created_at, expires_at)"
         " SELECT id, collection_id, %s, lookup, seal, sealed, created_at, expires_at FROM subjects WHERE id = ANY(%s)",
@@ -150,6 +159,7 @@ def restore(db: Connection, collection: Collection, merge: Merge, kept: int, now
         subject_id = _restore_subject(db, collection.id, subject)
         faces = _to_return(db, collection.id, merge.id, subject.id, kept)
         give(db, collection.id, faces, subject_id)
+        db.execute(_RETURN_SIGHTINGS, (subject_id, kept, merge.id, subject.id))
         subjects.append(subject_id)
         returned += faces
     db.execute("DELETE FROM absorbed_subjects WHERE merge_id = %s", (merge.id,))
@@ -170,7 +180,7 @@ def _restore_subject(db: Connection, collection_id: int, subject: Subject) -> in
     assert row is not None  # noqa: S101  one row is inserted or updated
     if row[0] == subject.id:
         collection_records.add_counts(db, collection_id, subjects=1)
-        subject_records.insert_values(db, collection_id, subject.id, subject.metadata)
+        subject_records.insert_values(db, collection_id, {subject.id: subject.metadata})
     return int(row[0])
 
 

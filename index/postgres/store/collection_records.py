@@ -8,7 +8,7 @@ from typing import Literal
 
 from psycopg import sql
 
-from index.errors import ConflictError, NotFoundError
+from index.errors import ConflictError, InvalidError, NotFoundError
 from index.postgres.store import face_tables
 from index.postgres.store.database import Connection, Row
 from index.types import Collection
@@ -29,9 +29,11 @@ def insert(db: Connection, collection: Collection) -> Collection:
     """Insert a collection with a table for its faces; return it with its new id and its name in Unicode form C.
 
     Raises:
-        ConflictError: a collection of that name exists. InvalidError: the name cannot be part of a URL, or the settings
-            or the time are not valid.
+        ConflictError: a collection of that name exists. InvalidError: it is to be encrypted; or the name cannot be part
+            of a URL, or the settings or the time are not valid.
     """
+    if collection.encrypted:
+        raise InvalidError("encrypted collections are not supported with a database yet; use the embedded gallery")
     check_key(collection.name, "collection")
     check_object(collection.settings, "settings")
     check_timestamp(collection.created_at, "created_at")

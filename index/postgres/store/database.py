@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -27,14 +26,13 @@ from psycopg.types.numeric import IntDumper, IntNumeric, IntNumericDumper
 from psycopg.types.string import StrDumperUnknown
 from psycopg_pool import ConnectionPool
 
-from index import protocol
+from index.engine.committing import CommittingDecorator, EngineChange
 from index.errors import ConflictError, DiskFullError, InvalidError, UnavailableError
 from index.postgres.store import migrations
 from index.postgres.store.sealing import Lookups, seal_with, unseal
 
 P = ParamSpec("P")
 T = TypeVar("T")
-U = TypeVar("U")
 
 Row = tuple[Any, ...]
 
@@ -101,7 +99,7 @@ class Database:
             min_size=1,
             max_size=MAX_CONNECTIONS,
             timeout=CONNECT_S,
-            configure=self._configure,
+            configure=self.configure,
             check=ConnectionPool.check_connection,
             open=True,
         )
@@ -112,7 +110,8 @@ class Database:
         self._writers.shutdown()
         self._pool.close()
 
-    def _configure(self, connection: Connection) -> None:
+    def configure(self, connection: Connection) -> None:
+        """Prepare a new connection to this database, or to a copy of it."""
         # Whatever the server's default is: a change that waited for another one reads what that committed.
         connection.isolation_level = IsolationLevel.READ_COMMITTED
         connection.lookups = self._lookups
@@ -243,15 +242,10 @@ def scalar(db: Connection, statement: sql.SQL | sql.Composed, values: Row | Mapp
 
 
 @dataclass(frozen=True)
-class Change(protocol.PlannedChange[T]):
+class Change(EngineChange[Connection, T]):
     """A transaction that is not submitted yet."""
 
     database: Database
-    write: Write[T]
-
-    def then(self, answer: Callable[[T], U]) -> Change[U]:
-        """See `index.protocol.PlannedChange`."""
-        return replace(self, write=lambda db: answer(self.write(db)))  # type: ignore[arg-type,return-value]
 
     def once(self, key: str, request: bytes, encode: Callable[[T], str], decode: Callable[[str], T]) -> Change[T]:
         """See `index.protocol.PlannedChange`."""
@@ -283,31 +277,14 @@ class Change(protocol.PlannedChange[T]):
         """See `Database.submit`."""
         return self.database.submit(self.write)
 
-
-class Committing(Generic[P, T]):
-    """A bound method decorated by `committing`; see `index.protocol.ChangingMethod`."""
-
-    def __init__(self, plan: Callable[P, Change[T]]):
-        self.planned = plan
-
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def commit(self) -> T:
         """Commit the change in this thread, and return its result."""
-        change = self.planned(*args, **kwargs)
-        return change.database.write(change.write)
+        return self.database.write(self.write)
 
 
-class committing(Generic[P, T]):  # noqa: N801  a decorator
-    """Decorate a method that runs in a transaction of `self.database` and gets the connection as its first argument.
+class committing(CommittingDecorator[Connection, P, T]):  # noqa: N801  a decorator
+    """Decorate a method that runs in a transaction of `self.database`; see `CommittingDecorator`."""
 
-    A call without the connection commits the change and returns its result, `method.planned(...)` returns the Change.
-    """
-
-    def __init__(self, write: Callable[Concatenate[Any, Connection, P], T]):
-        self._write = write
-        self.__doc__ = write.__doc__
-
-    def __get__(self, instance: Any, owner: type) -> Committing[P, T]:
-        return Committing(partial(self._planned, instance))
-
-    def _planned(self, instance: Any, /, *args: P.args, **kwargs: P.kwargs) -> Change[T]:
-        return Change(instance.database, lambda db: self._write(instance, db, *args, **kwargs))
+    def change(self, instance: Any, write: Write[T]) -> Change[T]:
+        """See `CommittingDecorator`."""
+        return Change(write, instance.database)

@@ -13,8 +13,10 @@ from index.postgres.store.database import Connection, scalar
 from index.types import Collection, Receipt
 
 
-def remove_faces(db: Connection, collection: Collection, ids: Sequence[int], *, subjects: int, now: float) -> Receipt:
-    """Erase these faces of the collection and return the receipt, which counts `subjects` subjects.
+def remove_faces(
+    db: Connection, collection: Collection, ids: Sequence[int], *, subjects: int, now: float, sightings: int = 0
+) -> Receipt:
+    """Erase these faces of the collection and return the receipt, which counts so many `subjects` and `sightings`.
 
     Lock the faces first, in the order of their ids.
     """
@@ -23,7 +25,7 @@ def remove_faces(db: Connection, collection: Collection, ids: Sequence[int], *, 
     # Only now: a re-embedding that copies such a face has locked it until the copy is committed, and seen here.
     if db.execute("SELECT 1 FROM reembeddings WHERE collection_id = %s", (collection.id,)).fetchone():
         _remove(db, face_tables.reembedded(collection.id), ids)
-    return insert_receipt(db, collection.id, subjects, len(ids), now)
+    return insert_receipt(db, collection.id, subjects, len(ids), now, sightings=sightings)
 
 
 def _remove(db: Connection, table: sql.Identifier, ids: Sequence[int]) -> int:
@@ -39,13 +41,14 @@ def remove_rejections(db: Connection, ids: Sequence[int]) -> None:
 def remove_subjects(
     db: Connection, collection: Collection, subject_ids: Sequence[int], now: float
 ) -> tuple[Receipt, list[int]]:
-    """Erase the subjects with all their faces, feedback, merges and pending items of jobs.
+    """Erase the subjects with all their faces, feedback, sightings, merges and pending items of jobs.
 
     Return the receipt and the ids of the faces. Lock the subjects first.
     """
     job_records.erase_items_of(db, subject_ids)
     faces = face_records.lock_of_subjects(db, collection.id, subject_ids)
-    receipt = remove_faces(db, collection, faces, subjects=len(subject_ids), now=now)
+    sightings = db.execute("DELETE FROM sightings WHERE subject_id = ANY(%s)", (list(subject_ids),)).rowcount
+    receipt = remove_faces(db, collection, faces, subjects=len(subject_ids), now=now, sightings=sightings)
     rejected = db.execute("SELECT id FROM rejections WHERE subject_id = ANY(%s)", (list(subject_ids),)).fetchall()
     remove_rejections(db, [row[0] for row in rejected])
     _remove_merges(db, subject_ids)
@@ -79,18 +82,27 @@ def remove_collection(db: Connection, collection: Collection, now: float) -> Rec
         (collection.id,),
     ).fetchall()
     remove_rejections(db, [row[0] for row in rejected])
+    sightings = db.execute("DELETE FROM sightings WHERE collection_id = %s", (collection.id,)).rowcount
     collection_records.delete(db, collection)
-    return insert_receipt(db, collection.id, subjects, faces, now)
+    return insert_receipt(db, collection.id, subjects, faces, now, sightings=sightings)
 
 
 def insert_receipt(
-    db: Connection, collection_id: int, subjects: int, faces: int, now: float, token: str | None = None
+    db: Connection,
+    collection_id: int,
+    subjects: int,
+    faces: int,
+    now: float,
+    token: str | None = None,
+    *,
+    sightings: int = 0,
 ) -> Receipt:
     """Insert a receipt for what this transaction erases. `token`: by default a new one."""
-    receipt = Receipt(token or secrets.token_hex(16), subjects, faces, now, None)
+    receipt = Receipt(token or secrets.token_hex(16), subjects, faces, now, None, sightings)
     db.execute(
-        "INSERT INTO receipts (token, collection_id, subjects, faces, requested_at) VALUES (%s, %s, %s, %s, %s)",
-        (receipt.token, collection_id, subjects, faces, now),
+        "INSERT INTO receipts (token, collection_id, subjects, faces, requested_at, sightings)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        (receipt.token, collection_id, subjects, faces, now, sightings),
     )
     return receipt
 
@@ -101,11 +113,28 @@ def receipt(db: Connection, token: str) -> Receipt:
     Raises:
         NotFoundError.
     """
-    statement = "SELECT token, subjects, faces, requested_at, erased_at FROM receipts WHERE token = %s"
+    statement = "SELECT token, subjects, faces, requested_at, erased_at, sightings FROM receipts WHERE token = %s"
     row = db.execute(statement, (token,)).fetchone()
     if row is None:
         raise NotFoundError("there is no such receipt")
     return Receipt(*row)
+
+
+def receipts(db: Connection, after: str, limit: int) -> list[Receipt]:
+    """Return at most `limit` receipts with tokens greater than `after`, sorted by token."""
+    statement = "SELECT token, subjects, faces, requested_at, erased_at, sightings FROM receipts WHERE token > %s"
+    return [Receipt(*row) for row in db.execute(statement + " ORDER BY token LIMIT %s", (after, limit))]
+
+
+def insert_foreign_receipts(db: Connection, receipts: Sequence[Receipt]) -> int:
+    """Insert receipts of another gallery, whose data this one never had; return the number of new ones."""
+    cursor = db.cursor()
+    cursor.executemany(
+        "INSERT INTO receipts (token, collection_id, subjects, faces, requested_at, erased_at, sightings)"
+        " VALUES (%s, 0, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        [(it.token, it.subjects, it.faces, it.requested_at, it.erased_at, it.sightings) for it in receipts],
+    )
+    return cursor.rowcount
 
 
 def overwritten_receipts(db: Connection) -> list[str]:

@@ -51,6 +51,26 @@ _TABLES = {
         "result = NULL, seal = NULL, sealed = NULL",
         ("job_id, number, status", "id, -%(number)s, '' FROM jobs"),
     ),
+    "sightings": ErasableTable(
+        (
+            "subject_id",
+            "camera",
+            "started_at",
+            "ended_at",
+            "probability",
+            "distance",
+            "pseudonym",
+            "vector",
+            "seal",
+            "crop",
+        ),
+        "camera = '', started_at = 0, ended_at = 0, probability = NULL, distance = NULL, pseudonym = NULL,"
+        " vector = NULL, seal = NULL, crop = NULL",
+        (
+            "id, token, collection_id, camera, started_at, ended_at, frames, created_at, expires_at",
+            "-%(number)s, %(number)s::text, id, '', 0, 0, 0, 0, 0 FROM collections",
+        ),
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from index.errors import ConflictError, NotFoundError
 from index.postgres.store import collection_records, face_tables
 from index.postgres.store.database import Connection, Row
 from index.postgres.store.sealing import seal, unseal
+from index.records import FaceRecord, SubjectRecord
 from index.types import CountedSubject, Subject
 from index.validation import check_subject, normalised, normalised_metadata, read_object
 
@@ -26,9 +27,18 @@ def read(row: Row) -> Subject:
     Raises:
         CorruptError: the row is damaged.
     """
-    number, key_of_seal, sealed, created_at, expires_at = row
-    key, name, metadata = json.loads(unseal(key_of_seal, sealed))
+    number, key, name, metadata, created_at, expires_at = unsealed(row)
     return Subject(number, key, name, read_object(metadata), created_at, expires_at)
+
+
+def unsealed(row: Row) -> Row:
+    """Return id, key, name, metadata (JSON), time of creation and of expiry from a row of COLUMNS.
+
+    Raises:
+        CorruptError: the row is damaged.
+    """
+    number, key_of_seal, sealed, created_at, expires_at = row
+    return number, *json.loads(unseal(key_of_seal, sealed)), created_at, expires_at
 
 
 def _sealed(key: str, name: str | None, metadata: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -102,15 +112,16 @@ def upsert(
         collection_records.add_counts(db, collection_id, subjects=1)
     else:
         db.execute("DELETE FROM subject_values WHERE subject_id = %s", (number,))
-    insert_values(db, collection_id, number, metadata)
+    insert_values(db, collection_id, {number: metadata})
     return Subject(number, key, name, dict(metadata), created_at, expires_at)
 
 
-def insert_values(db: Connection, collection_id: int, subject_id: int, metadata: Mapping[str, Any]) -> None:
-    """Insert the lookups of the subject's metadata, by which filters find it."""
+def insert_values(db: Connection, collection_id: int, metadata: Mapping[int, Mapping[str, Any]]) -> None:
+    """Insert the values of subjects' metadata, by the subjects' ids, by which filters find them."""
     values = {
-        (collection_id, db.lookups.value(collection_id, field, value), subject_id)
-        for field, value in metadata.items()
+        (collection_id, db.lookups.value(collection_id, field, value), number)
+        for number, fields in metadata.items()
+        for field, value in fields.items()
         if isinstance(value, str | float | int)
     }
     db.cursor().executemany("INSERT INTO subject_values VALUES (%s, %s, %s)", sorted(values))
@@ -120,6 +131,55 @@ def by_id(db: Connection, ids: Iterable[int]) -> dict[int, Subject]:
     """Return those of these subjects that exist, by id."""
     rows = db.execute(f"SELECT {COLUMNS} FROM subjects WHERE id = ANY(%s) ORDER BY id", (list(ids),))  # noqa: S608
     return {row[0]: read(row) for row in rows}
+
+
+def read_records(db: Connection, collection_id: int, after: int, limit: int, now: float) -> list[SubjectRecord]:
+    """Return at most `limit` subjects with ids above `after`, ascending, without those that have expired at `now`."""
+    rows = db.execute(
+        f"SELECT {COLUMNS} FROM subjects WHERE collection_id = %s AND id > %s AND {_LIVE} ORDER BY id LIMIT %s",  # noqa: S608
+        (collection_id, after, now, limit),
+    )
+    return [SubjectRecord(*unsealed(row)) for row in rows]
+
+
+def existing(db: Connection, collection_id: int, keys: Iterable[str]) -> dict[str, int]:
+    """Return the ids of those of the subjects that exist, by key; lock them until the transaction ends."""
+    lookups = {lookup(db, collection_id, key): key for key in keys}
+    return {lookups[found]: number for found, number, _ in _lock(db, collection_id, lookups.values())}
+
+
+def insert_missing(
+    db: Connection, collection_id: int, records: Mapping[str, SubjectRecord | FaceRecord]
+) -> dict[str, int]:
+    """Insert the subjects that do not exist, and return the ids of the new ones by key; in the order of the records.
+
+    `records`: by key in Unicode form C, valid properties of each subject, or a face with them.
+    """
+    found = existing(db, collection_id, records)
+    missing = [(key, record) for key, record in records.items() if key not in found]
+    if not missing:
+        return {}
+    cursor = db.cursor()
+    cursor.executemany(
+        "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id",
+        [
+            (
+                collection_id,
+                lookup(db, collection_id, key),
+                *seal(json.dumps((key, record.name, record.metadata)).encode()),
+                record.created_at,
+                record.expires_at,
+            )
+            for key, record in missing
+        ],
+        returning=True,
+    )
+    inserted = [result.fetchone() for result in cursor.results()]
+    new = {key: row[0] for (key, _), row in zip(missing, inserted, strict=True) if row is not None}
+    insert_values(db, collection_id, {new[key]: json.loads(it.metadata) for key, it in missing if key in new})
+    collection_records.add_counts(db, collection_id, subjects=len(new))
+    return new
 
 
 def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -115,7 +116,11 @@ def test_erased_faces_are_not_found_and_receipts_say_when_they_are_gone(gallery:
     assert [(receipt["subjects"], receipt["faces"]) for receipt in receipts] == [(1, 1), (0, 1)]
     assert candidate_ids(search(gallery, photo("astronaut"))) == []
     for receipt in receipts:
+        assert receipt["backups_until"] is None
         wait_for_erasure(gallery, receipt)
+        erased = gallery.get(f"/erasures/{receipt['id']}").json()
+        times = [datetime.fromisoformat(erased[name]) for name in ("requested_at", "erased_at", "backups_until")]
+        assert times[0] <= times[1] == times[2] - timedelta(days=1.5)
     assert subjects(gallery) == {"grace": 0}
 
 

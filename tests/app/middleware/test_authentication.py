@@ -67,7 +67,11 @@ EXPECTED: dict[str, str] = {
         GET /collections/{collection}/jobs/{job}/items  DELETE /collections/{collection}/jobs/{job}
         POST /collections/{collection}/reembed  GET /collections/{collection}/reembed
         DELETE /collections/{collection}/reembed  GET /erasures/{receipt}
+        GET /collections/{collection}/sighting-settings  PUT /collections/{collection}/sighting-settings
+        DELETE /sightings/{sighting}
     """,
+    "observe": "POST /sightings",
+    "review": "GET /sightings  GET /sightings/{sighting}  GET /sightings/{sighting}/crop",
     "admin": "POST /models/{name}/reload  GET /metrics",
 }
 
@@ -109,7 +113,7 @@ def key(keys: ApiKeys, *scopes: Scope, **limits: Any) -> dict[str, str]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("state")
     app, keys = create_app(Settings(state=state)), ApiKeys(open_keys(state))
-    app.state.gallery = app.state.generation = NotStarted()
+    app.state.gallery = app.state.sightings = app.state.generation = NotStarted()
     app.openapi_schema = {"openapi": "3.1.0"}  # building it takes seconds
     headers = {"wrong": {"authorization": "Bearer vst_" + "A" * 43}, "expired": key(keys, *SCOPES, expires_at=1.0)}
     headers["revoked"] = key(keys, *SCOPES)
@@ -348,7 +352,8 @@ def test_unknown_keys_are_a_503_and_open_routes_are_answered(service: Service, t
         keys = ApiKeys(state.keys)
         client = routed(service, lambda app: Authentication(app, keys, Settings(), Metrics()))
         refusal = client.get("/models")
-        assert (refusal.status_code, problem(refusal), refusal.headers["retry-after"]) == (503, "not-ready", "5")
+        assert (refusal.status_code, problem(refusal)) == (503, "storage-unavailable")
+        assert refusal.headers["retry-after"] == "5"
         assert "127.0.0.1" not in refusal.text
         assert client.get("/health/live").status_code == 204
 

@@ -191,7 +191,7 @@ def test_a_damaged_backup_is_refused(folder: Path, saved: Path, file: str) -> No
 
 
 def test_a_folder_that_is_no_backup_is_refused(folder: Path, saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorruptError, match="no backup"):
+    with pytest.raises(CorruptError, match="not a backup"):
         restore(folder, tmp_path / "none")
     (saved / "manifest.json").write_text("[]")
     with pytest.raises(CorruptError, match="is damaged"):

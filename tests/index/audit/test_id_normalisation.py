@@ -13,7 +13,6 @@ import apsw
 import pytest
 
 from index.audit_chain import AuditEvent
-from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.audit import id_normalisation
 from index.embedded.audit.id_normalisation import Clash
 from index.embedded.gallery import EmbeddedGallery
@@ -21,8 +20,10 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Searches, selected_counts
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.operator_key import OperatorKey
+from index.transfer.collection_file import export_collection, import_collection
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from index.validation import MAX_KEY, normalised, normalised_json, normalised_metadata, normalised_where
 from tests.index.people import vectors
@@ -319,17 +320,17 @@ def test_imported_files_are_normalised(tmp_path: Path, monkeypatch: pytest.Monke
         gallery.create("doors", "e", "f", 4)
         gallery.put_subject("doors", D, metadata={D: D})
         gallery.enrol("doors", [face(D)], "f")
-        export_collection(gallery, "doors", tmp_path / "one.parquet")
+        export_collection(EmbeddedTransfer(gallery), "doors", tmp_path / "one.parquet")
         gallery.enrol("doors", [face(C, 1)], "f")
-        export_collection(gallery, "doors", tmp_path / "both.parquet")
+        export_collection(EmbeddedTransfer(gallery), "doors", tmp_path / "both.parquet")
 
     write_older(tmp_path / "old", write, monkeypatch)
     gallery = open_gallery(tmp_path / "new")
     for enrolled in (1, 0):
-        assert import_collection(gallery, tmp_path / "one.parquet", DOOR_D).enrolled == enrolled
+        assert import_collection(EmbeddedTransfer(gallery), tmp_path / "one.parquet", DOOR_D).enrolled == enrolled
     subject = gallery.subject(DOOR_C, C)
     assert (subject.key, subject.metadata, subject.faces) == (C, {C: C}, 1)
     with pytest.raises(InvalidError, match="Unicode form"):
-        import_collection(gallery, tmp_path / "both.parquet")
+        import_collection(EmbeddedTransfer(gallery), tmp_path / "both.parquet")
     with pytest.raises(NotFoundError):
         gallery.collection("doors")

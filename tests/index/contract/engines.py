@@ -14,7 +14,7 @@ from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
 from index.embedded.query.search import Searches as EmbeddedSearches
-from index.embedded.tasks.maintenance import Maintenance as EmbeddedMaintenance
+from index.embedded.sightings.sightings import Sightings as EmbeddedSightings
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
@@ -24,14 +24,18 @@ from index.postgres.gallery import PostgresGallery
 from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
+from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store.database import Database
-from index.protocol import Curation, Feedback, Gallery, Maintenance, Reembeddings, ReembeddingWorker, Searches
-from tests.index.people import LIMITS, Clock, maintain
+from index.protocol import AuditLog, Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches, Sightings
+from tests.index.people import Clock, maintain
 
 
 @dataclass
 class Engine:
-    """`index`: build the approximate index of a collection, which has at least 16 faces."""
+    """`index`: build the approximate index of a collection, which has at least 16 faces.
+
+    `maintain`: run a round of maintenance. `audit`: the audit log.
+    """
 
     name: str
     gallery: Gallery
@@ -41,7 +45,9 @@ class Engine:
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
-    maintenance: Maintenance
+    sightings: Sightings
+    maintain: Callable[[], object]
+    audit: AuditLog
 
 
 def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
@@ -56,7 +62,9 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
-            EmbeddedMaintenance(gallery, LIMITS),
+            EmbeddedSightings(gallery),
+            partial(maintain, gallery),
+            gallery.audit,
         )
 
 
@@ -72,7 +80,9 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
-            PostgresMaintenance(gallery),
+            PostgresSightings(gallery),
+            PostgresMaintenance(gallery).run,
+            gallery.audit,
         )
 
 

@@ -85,7 +85,7 @@ def test_merge_and_undo(doors: Engine, clock: Clock) -> None:
     assert [found(doors, number) for number in range(12)] == searched
     assert doors.searches.scope("doors", {"site": ["south"]}).selected == (1, 3)
     assert gallery.crop("doors", tokens(doors, "p1")[0]) == b"1"
-    events = [entry.event for entry in doors.gallery.audit.read()[0]]  # type: ignore[attr-defined]
+    events = [entry.event for entry in doors.audit.read()[0]]
     merged, taken_back = [event for event in events if "merge" in event.action]
     ids = [subject.id for subject in before if subject.key != "p3"]
     assert (merged.action, merged.actor, merged.of) == ("merge_subjects", "k1", merge.token)
@@ -226,22 +226,22 @@ def test_maintenance_forgets_merges_that_cannot_be_undone(doors: Engine, clock: 
     undone = doors.curation.merge("doors", "p1", ["p3"], undo_s=20)
     doors.curation.undo_merge("doors", undone.token)
     second = doors.curation.merge("doors", "p0", ["p1"], undo_s=10)
-    assert doors.maintenance.run()
+    doors.maintain()
     assert doors.curation.merges("doors") == [second]
     clock.now += 10
     for _ in range(2):  # the end of a merge ends earlier merges into the absorbed subject
-        assert doors.maintenance.run()
+        doors.maintain()
     receipts = [doors.gallery.receipt(merge.token) for merge in (second, first)]
     assert [(receipt.subjects, receipt.faces) for receipt in receipts] == [(1, 1), (1, 0)]
     for key in ("p1", "p2"):
         with pytest.raises(NotFoundError):
             doors.gallery.remove_subject("doors", key)
     clock.now += 10
-    assert doors.maintenance.run()
+    doors.maintain()
     assert doors.gallery.receipt(undone.token).subjects == 0
     assert owners(doors) == MERGED
     assert found(doors, 0) == "p0"
-    events = [entry.event for entry in doors.gallery.audit.read()[0]]  # type: ignore[attr-defined]
+    events = [entry.event for entry in doors.audit.read()[0]]
     forgotten = [event for event in events if event.action == "forget_merge"]
     assert {(event.actor, event.id, len(event.subjects)) for event in forgotten} == {
         ("retention", second.token, 1),
@@ -295,7 +295,7 @@ def test_move_faces(doors: Engine, clock: Clock) -> None:
         curation.move_faces("doors", tokens(doors, key), "new")
     assert gallery.subject("doors", "p0").faces == 0
     assert gallery.size("doors") == 12
-    events = [entry.event for entry in doors.gallery.audit.read()[0]]  # type: ignore[attr-defined]
+    events = [entry.event for entry in doors.audit.read()[0]]
     first, *others = [event for event in events if event.action == "move_faces"]
     assert (first.actor, len(first.subjects), len(first.faces), len(others)) == ("k1", 3, 2, 3)
 

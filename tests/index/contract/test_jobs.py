@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 from index.embedded.curation.curation import Curation as EmbeddedCuration
@@ -21,16 +20,16 @@ from index.errors import ConflictError, InvalidError, NotFoundError
 from index.postgres import jobs as postgres_jobs
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.gallery import PostgresGallery
-from index.postgres.jobs import KEEP_S, PostgresJobQueue, PostgresJobWorker
+from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
 from index.postgres.store.database import Database
 from index.protocol import LEASE_S, Curation, Gallery, JobQueue, JobWorker
-from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
-from tests.index.people import Clock, vectors
+from index.protocol.jobs import KEEP_S
+from index.types import Item, NewFace, Outcome, ProcessedItem, Properties
+from tests.index.bulk_jobs import VECTORS, claimed, enrolled, item, results, submit, work
+from tests.index.people import Clock
 from tests.index.postgres_server import database_url, postgres_server
 
 __all__ = ["database_url", "postgres_server"]
-
-VECTORS = vectors(12)
 
 
 @dataclass
@@ -95,39 +94,6 @@ def jobs(engine: Engine) -> JobQueue:
 @pytest.fixture
 def worker(engine: Engine) -> JobWorker:
     return engine.new_worker()
-
-
-def item(number: int, subject: str = "", properties: Properties | None = None) -> Item:
-    return Item(number, subject or f"p{number}", "vector", VECTORS[number].tobytes(), properties)
-
-
-def submit(jobs: JobQueue, items: Sequence[Item | Outcome], collection: str = "doors") -> Job:
-    job = jobs.begin(collection, {"max_faces": 1})
-    jobs.append(job, items)
-    return jobs.ready(job)
-
-
-def results(items: Sequence[Item]) -> list[ProcessedItem]:
-    return [
-        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, np.frombuffer(item.data, "<f4"))])
-        for item in items
-    ]
-
-
-def work(worker: JobWorker, job: Job) -> None:
-    while items := worker.pending(job, 1):
-        assert worker.enrol(job, results(items), "f1")
-    worker.finish(job, "done")
-
-
-def enrolled(gallery: Gallery) -> dict[str, int]:
-    return {subject.key: subject.faces for subject in gallery.subjects("doors")}
-
-
-def claimed(worker: JobWorker) -> Job:
-    job = worker.claim()
-    assert job is not None
-    return job
 
 
 def test_each_item_is_enrolled_and_has_an_outcome(gallery: Gallery, jobs: JobQueue, worker: JobWorker) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,11 +10,10 @@ import pytest
 
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.protocol import FIRST, LEASE_S, Gallery, Reembeddings, ReembeddingWorker
-from index.types import Face, Floats, NewFace, PendingCrop, Reembedding
+from index.types import Floats, NewFace
 from tests.index.contract.engines import Engine
-from tests.index.people import Clock, vectors
-
-OLD, NEW = vectors(60, 16, seed=1), vectors(60, 24, seed=2)  # by the number in the crop
+from tests.index.people import Clock
+from tests.index.reembeddings import NEW, OLD, begin, enrol, face, names, new_vectors, stage, switched
 
 
 @pytest.fixture
@@ -33,46 +32,8 @@ def worker(engine: Engine) -> ReembeddingWorker:
     return engine.new_worker()
 
 
-def face(number: int) -> NewFace:
-    return NewFace(f"p{number:02}", OLD[number], {"n": number}, bytes([number]))
-
-
-def enrol(gallery: Gallery, *numbers: int) -> list[Face]:
-    return gallery.enrol("doors", [face(number) for number in numbers], "f1")
-
-
-def begin(engine: Engine) -> Reembedding:
-    return engine.reembeddings.begin("doors", "better", "f2", 24).reembedding
-
-
-def new_vectors(items: Sequence[PendingCrop]) -> dict[int, Floats]:
-    return {item.id: NEW[item.crop[0]] for item in items}
-
-
-def stage(worker: ReembeddingWorker, reembedding: Reembedding, limit: int = 1000) -> int:
-    """Stage at most `limit` new vectors in small batches, and return their number."""
-    after, count = FIRST, 0
-    while count < limit and (items := worker.pending(reembedding, after, min(3, limit - count))):
-        assert worker.stage(reembedding, new_vectors(items))
-        after, count = items[-1].id, count + len(items)
-    return count
-
-
-def switched(engine: Engine) -> Reembedding:
-    """Do a whole re-embedding."""
-    reembedding, worker = begin(engine), engine.new_worker()
-    assert worker.claim(reembedding)
-    stage(worker, reembedding)
-    assert worker.switch(reembedding) == 0
-    return reembedding
-
-
 def nearest(engine: Engine, queries: Floats) -> list[str]:
     return [matches[0].subject.key for matches in engine.searches.search("doors", queries, 1)]
-
-
-def names(*numbers: int) -> list[str]:
-    return [f"p{number:02}" for number in numbers]
 
 
 def test_impossible_requests_are_refused(engine: Engine, gallery: Gallery, reembeddings: Reembeddings) -> None:
@@ -110,7 +71,7 @@ def test_faces_keep_all_but_their_vector(engine: Engine, gallery: Gallery) -> No
     engine.index("doors")
     before = {key: gallery.faces("doors", key) for key in names(*range(20))}
     assert nearest(engine, OLD[:20]) == names(*range(20))
-    reembedding = switched(engine)
+    reembedding = switched(engine.reembeddings, engine.new_worker())
     after = gallery.collection("doors")
     assert (after.embedder, after.fingerprint, after.dimensions, after.generation) == ("better", "f2", 24, 1)
     assert {key: gallery.faces("doors", key) for key in before} == before
@@ -131,7 +92,7 @@ def test_erasures_and_enrolments_meanwhile_take_effect(
     engine: Engine, gallery: Gallery, reembeddings: Reembeddings, worker: ReembeddingWorker
 ) -> None:
     enrol(gallery, *range(6))
-    reembedding = begin(engine)
+    reembedding = begin(engine.reembeddings)
     assert worker.claim(reembedding)
     assert stage(worker, reembedding, 3) == 3
     late = worker.pending(reembedding, FIRST, 2)
@@ -154,7 +115,7 @@ def test_a_face_without_a_crop_blocks_the_switch(
     engine: Engine, gallery: Gallery, reembeddings: Reembeddings, worker: ReembeddingWorker, clock: Clock
 ) -> None:
     enrol(gallery, 0, 1)
-    reembedding = begin(engine)
+    reembedding = begin(engine.reembeddings)
     assert worker.claim(reembedding)
     (bare,) = gallery.enrol("doors", [NewFace("bare", OLD[5])], "f1")
     assert stage(worker, reembedding) == 2
@@ -176,7 +137,7 @@ def test_another_worker_continues_after_a_crash(
     engine: Engine, gallery: Gallery, reembeddings: Reembeddings, worker: ReembeddingWorker, clock: Clock
 ) -> None:
     enrol(gallery, *range(5))
-    reembedding, other = begin(engine), engine.new_worker()
+    reembedding, other = begin(engine.reembeddings), engine.new_worker()
     assert worker.waiting() == [reembedding]
     assert worker.claim(reembedding)
     assert stage(worker, reembedding, 2) == 2
@@ -208,7 +169,7 @@ def test_invalid_vectors_are_not_staged(engine: Engine, gallery: Gallery, worker
     (there,) = enrol(gallery, 0)
     gallery.create("trains", "face-embedder", "f1", 16)
     (elsewhere,) = gallery.enrol("trains", [face(1)], "f1")
-    reembedding = begin(engine)
+    reembedding = begin(engine.reembeddings)
     assert worker.claim(reembedding)
     for wrong in (OLD[0], 0 * NEW[0], np.inf * NEW[0]):
         with pytest.raises(InvalidError):
@@ -227,7 +188,7 @@ def test_an_ended_reembedding_leaves_nothing_behind(
 ) -> None:
     enrol(gallery, 0, 1)
     (rejection,) = engine.feedback.add("doors", "p00", OLD[2:3], [b"\x02"])
-    reembedding = begin(engine)
+    reembedding = begin(engine.reembeddings)
     assert worker.claim(reembedding)
     assert stage(worker, reembedding, 2) == 2
     if how == "cancelled":
@@ -242,7 +203,7 @@ def test_an_ended_reembedding_leaves_nothing_behind(
     assert not worker.keep(reembedding)
     assert not worker.waiting()
     if how == "cancelled":
-        second = begin(engine)
+        second = begin(engine.reembeddings)
         assert second.token != reembedding.token
         assert worker.claim(second)
         assert not worker.stage(reembedding, {1: NEW[0]})
@@ -301,7 +262,7 @@ def test_no_call_compares_vectors_of_two_pipelines(engine: Engine, gallery: Gall
     ]
     for use in uses:
         use()
-    switched(engine)
+    switched(engine.reembeddings, engine.new_worker())
     for use in uses:
         with pytest.raises(ConflictError, match="not of f1"):
             use()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,74 +12,14 @@ import pytest
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import Floats, Fusion, Match, NewFace, Where
 from tests.index.contract.engines import Engine
+from tests.index.filtered import FACES, METADATA, PEOPLE, WHERES, expected, fill, matches_filter, near
 from tests.index.people import Clock, vectors
-
-PEOPLE, FACES = 30, vectors(90)
-METADATA: list[dict[str, Any]] = [
-    {
-        "site": ("north", "süd", "east")[n % 3],
-        "level": n % 4 if n % 2 else float(n % 4),
-        "staff": n % 5 == 0,
-        "tags": ["a"],
-        "none": None,
-    }
-    for n in range(PEOPLE)
-]
-WHERES: list[Where] = [
-    {"site": ["north"]},
-    {"site": ["süd", "east"]},
-    {"level": [1]},
-    {"level": [0, 2.0]},
-    {"staff": [True]},
-    {"staff": [1]},
-    {"staff": ["true"]},
-    {"site": ["north"], "level": [1, 3], "staff": [False]},
-    {"site": ["west"]},
-    {"si\u0301te": ["north"]},
-    {"site": ["su\u0308d"]},
-    {"tags": ["a"]},
-    {"nothing": [1]},
-    {"site": []},
-    {},
-]
-
-
-def fill(engine: Engine) -> Engine:
-    """Fill the collection `doors` and another one."""
-    gallery = engine.gallery
-    gallery.create("other", "face-embedder", "f1", 4)
-    gallery.put_subject("other", "p0", metadata=METADATA[0])
-    gallery.create("doors", "face-embedder", "f1", 4)
-    gallery.enrol("doors", [NewFace(f"p{n % PEOPLE}", vector) for n, vector in enumerate(FACES)], "f1")
-    for n, metadata in enumerate(METADATA):
-        gallery.put_subject("doors", f"p{n}", metadata=metadata)
-    return engine
 
 
 @pytest.fixture
 def doors(engine: Engine) -> Engine:
-    return fill(engine)
-
-
-def matches_filter(metadata: Mapping[str, Any], where: Where) -> bool:
-    def equal(a: object, b: object) -> bool:
-        return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-    composed = {"su\u0308d": "süd", "si\u0301te": "síte"}  # form C of the values above
-    return all(
-        any(equal(metadata.get(composed.get(key, key)), composed.get(str(value), value)) for value in allowed)
-        for key, allowed in where.items()
-    )
-
-
-def expected(query: Floats, where: Where, mean: bool = False) -> list[tuple[str, float]]:
-    """Return key and similarity of each matching subject, most similar first."""
-    results = []
-    for n, metadata in enumerate(METADATA):
-        if matches_filter(metadata, where):
-            similarities = FACES[n::PEOPLE].astype(np.float64) @ query
-            results.append((f"p{n}", float(similarities.mean() if mean else similarities.max())))
-    return sorted(results, key=lambda result: -result[1])
+    fill(engine.gallery)
+    return engine
 
 
 @pytest.mark.parametrize("is_indexed", [False, True], ids=["exact", "indexed"])
@@ -207,13 +147,6 @@ def test_filters_use_the_current_metadata(doors: Engine, clock: Clock) -> None:
     assert selected() == ["p3"]
     gallery.remove_subject("doors", "p3")
     assert selected() == []
-
-
-def near(face: Floats, share: float, seed: int = 0) -> Floats:
-    """Return a vector with the cosine `share` to the face."""
-    other = vectors(1, seed=100 + seed)[0]
-    other = other - (other @ face) * face
-    return np.asarray(share * face + np.sqrt(1 - share**2) * other / np.linalg.norm(other), np.float32)
 
 
 @pytest.mark.parametrize("where", [None, {"staff": [True, False]}])

@@ -14,6 +14,7 @@ from psycopg import sql
 from index.errors import ConflictError, DiskFullError, GalleryError, NotFoundError, TooNewError, UnavailableError
 from index.postgres.store import migrations
 from index.postgres.store.database import Change, Connection, Database, scalar
+from index.protocol import PlannedChange
 
 COUNT = sql.SQL("SELECT count(*) FROM reloads")
 
@@ -33,9 +34,9 @@ def test_a_change_that_fails_is_undone(database: Database) -> None:
         raise NotFoundError("after the change")
 
     with pytest.raises(NotFoundError):
-        Change(database, partial(insert, model="a")).then(fail).submit().result()
+        Change(partial(insert, model="a"), database).then(fail).submit().result()
     assert rows(database) == 0
-    assert Change(database, partial(insert, model="a")).then(str.upper).submit().result() == "A"
+    assert Change(partial(insert, model="a"), database).then(str.upper).submit().result() == "A"
     assert rows(database) == 1
 
 
@@ -88,8 +89,8 @@ def test_a_full_disk_is_reported_as_such(database: Database) -> None:
 
 
 def test_a_change_with_an_idempotency_key_is_made_once(database: Database) -> None:
-    def change(model: str, request: bytes = b"1") -> Change[list[str]]:
-        listed = Change(database, partial(insert, model=model)).then(lambda name: [name])
+    def change(model: str, request: bytes = b"1") -> PlannedChange[list[str]]:
+        listed = Change(partial(insert, model=model), database).then(lambda name: [name])
         return listed.once("key", request, json.dumps, json.loads)
 
     assert change("a").submit().result() == ["a"]
@@ -107,9 +108,9 @@ def test_concurrent_changes_with_one_idempotency_key_are_made_once(database: Dat
         time.sleep(0.2)
         return [insert(db, "a")]
 
-    first = Change(database, slow).once("key", b"1", json.dumps, json.loads).submit()
+    first = Change(slow, database).once("key", b"1", json.dumps, json.loads).submit()
     started.wait(10)
-    assert Change(database, slow).once("key", b"1", json.dumps, json.loads).submit().result() == ["a"]
+    assert Change(slow, database).once("key", b"1", json.dumps, json.loads).submit().result() == ["a"]
     assert first.result() == ["a"]
     assert rows(database) == 1
 
@@ -119,8 +120,8 @@ def test_a_failed_change_does_not_use_up_its_idempotency_key(database: Database)
         raise NotFoundError("no such collection")
 
     with pytest.raises(NotFoundError):
-        Change(database, fail).once("key", b"1", json.dumps, json.loads).submit().result()
-    assert Change(database, partial(insert, model="a")).once("key", b"2", str, str).submit().result() == "a"
+        Change(fail, database).once("key", b"1", json.dumps, json.loads).submit().result()
+    assert Change(partial(insert, model="a"), database).once("key", b"2", str, str).submit().result() == "a"
 
 
 def test_a_server_that_cannot_be_reached(database_url: str) -> None:

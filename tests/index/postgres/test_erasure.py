@@ -11,9 +11,11 @@ from psycopg import sql
 
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
+from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
 from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.store.database import Database
-from index.types import Face, NewFace, Receipt
+from index.types import Face, Item, NewFace, Outcome, ProcessedItem, Properties, Receipt
+from tests.index.bulk_jobs import claimed, submit
 from tests.index.people import vectors
 from tests.soak.erasure import Needles
 
@@ -146,3 +148,55 @@ def test_nothing_is_left_of_erased_faces(gallery: PostgresGallery, database: Dat
     assert is_erased(gallery, receipt)
     assert_erased(database, before)
     assert gallery.usage("trains").faces == len(trains)
+
+
+def items(count: int) -> list[Item]:
+    """Return items of as many subjects, of which every third is a picture, with names and metadata."""
+    rng = np.random.default_rng(7)
+    return [
+        Item(
+            number,
+            f"the subject of item {number}",
+            "vector" if number % 3 else "picture",
+            vector.tobytes() if number % 3 else rng.bytes(int(rng.integers(100, 20_000))),
+            Properties(f"The name of item {number}", {"badge": f"the badge of item {number}"}),
+        )
+        for number, vector in enumerate(vectors(count, DIMENSIONS, seed=6))
+    ]
+
+
+@pytest.mark.parametrize("end", ["done", "cancelled", "erased", "dropped"])
+def test_nothing_is_left_of_the_items_of_a_job(gallery: PostgresGallery, database: Database, end: str) -> None:
+    """The job has enrolled a third of its items, and refused some, when it ends or is ended."""
+    jobs, worker, sent = PostgresJobQueue(gallery), PostgresJobWorker(gallery), items(60)
+    job = submit(jobs, sent)
+    kept = submit(jobs, items(3), "trains")
+    keys = {bytes(row[0]) for row in rows(database, "SELECT seal FROM job_items WHERE job_id = %s", job.id)}  # type: ignore[call-overload]
+    assert claimed(worker).token == job.token
+    faces = vectors(len(sent), DIMENSIONS, seed=8)
+    for item in sent if end == "done" else sent[:20]:
+        face = NewFace(item.subject, faces[item.number], crop=item.data if item.kind == "picture" else None)
+        refused = ProcessedItem(item, Outcome(item.number, "rejected"))
+        enrolled = ProcessedItem(item, Outcome(item.number, "enrolled"), [face])
+        assert worker.enrol(job, [refused if item.number % 4 == 3 else enrolled], "f1")
+    before = content(database)
+    if end == "done":
+        worker.finish(job, "done")
+    elif end == "cancelled":
+        jobs.cancel("doors", job.token)
+    if end == "dropped":
+        receipts = [gallery.drop("doors")]
+    else:
+        subjects = [item.subject for item in sent if item.number >= 20] if end == "erased" else []
+        subjects += [subject.key for subject in gallery.subjects("doors", limit=-1)]
+        receipts = [jobs.remove_subject("doors", subject) for subject in set(subjects)]
+    assert where_found(database, keys)  # else the search finds nothing at all
+    maintain(gallery)
+    assert is_erased(gallery, *receipts)
+    texts = [
+        text.encode()
+        for item in sent[3:]  # the others are those of the job that goes on
+        for text in (item.subject, f"The name of item {item.number}", f"the badge of item {item.number}")
+    ]
+    assert_erased(database, before, [*keys, *(item.data for item in sent[3:]), *texts])
+    assert len(worker.pending(kept, 9)) == 1

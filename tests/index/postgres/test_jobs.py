@@ -6,14 +6,12 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from subprocess import PIPE, Popen
 
-import numpy as np
 import psycopg
 import pytest
 
@@ -26,13 +24,12 @@ from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.store import collection_records, job_records
 from index.postgres.store.database import Connection, Database
 from index.protocol import JobQueue, JobWorker
-from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
-from tests.index.people import vectors
+from index.types import Job, Properties
+from tests.index.bulk_jobs import enrolled, item, results, submit
 
 INTERFACES: tuple[type[JobQueue], type[JobWorker]] = (PostgresJobQueue, PostgresJobWorker)  # mypy checks them
 
 PROJECT = Path(__file__).resolve().parents[3]
-VECTORS = vectors(40)
 WORKER = """
 import sys, time
 import numpy as np
@@ -61,28 +58,6 @@ def gallery(database: Database) -> PostgresGallery:
     gallery = PostgresGallery(database)
     gallery.create("doors", "face-embedder", "f1", 4)
     return gallery
-
-
-def item(number: int, subject: str = "", properties: Properties | None = None) -> Item:
-    return Item(number, subject or f"p{number}", "vector", VECTORS[number].tobytes(), properties)
-
-
-def submit(gallery: PostgresGallery, items: Sequence[Item | Outcome]) -> Job:
-    jobs = PostgresJobQueue(gallery)
-    job = jobs.begin("doors", {})
-    jobs.append(job, items)
-    return jobs.ready(job)
-
-
-def results(items: Sequence[Item]) -> list[ProcessedItem]:
-    return [
-        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, np.frombuffer(item.data, "<f4"))])
-        for item in items
-    ]
-
-
-def enrolled(gallery: PostgresGallery) -> dict[str, int]:
-    return {subject.key: subject.faces for subject in gallery.subjects("doors", limit=-1)}
 
 
 def waits_for_a_lock(gallery: PostgresGallery) -> bool:
@@ -123,7 +98,7 @@ def test_ids_increase_in_the_order_of_commits(gallery: PostgresGallery) -> None:
 
 
 def test_a_job_that_another_worker_is_taking_is_skipped(gallery: PostgresGallery) -> None:
-    first, second = submit(gallery, [item(0)]), submit(gallery, [item(1)])
+    first, second = submit(PostgresJobQueue(gallery), [item(0)]), submit(PostgresJobQueue(gallery), [item(1)])
     one, other = PostgresJobWorker(gallery), PostgresJobWorker(gallery)
     taken, commit = threading.Event(), threading.Event()
 
@@ -154,7 +129,7 @@ def test_many_workers_enrol_each_item_once(gallery: PostgresGallery, monkeypatch
     """Also workers that often lose their leases, because these are shorter than the work takes."""
     monkeypatch.setattr(job_records, "LEASE_S", 0.02)
     monkeypatch.setattr(module, "MAX_ROWS", 8)
-    job = submit(gallery, [item(number, f"p{number % 5}", Properties("Ada")) for number in range(40)])
+    job = submit(PostgresJobQueue(gallery), [item(number, f"p{number % 5}", Properties("Ada")) for number in range(40)])
 
     chance = random.Random(1)
 
@@ -177,7 +152,7 @@ def test_many_workers_enrol_each_item_once(gallery: PostgresGallery, monkeypatch
 
 def test_an_erasure_waits_for_an_enrolment_of_the_subjects_items(gallery: PostgresGallery) -> None:
     """It then erases the subject that did not exist when it began."""
-    job = submit(gallery, [item(0)])
+    job = submit(PostgresJobQueue(gallery), [item(0)])
     worker = PostgresJobWorker(gallery)
     assert worker.claim() is not None
     under_way = results(worker.pending(job, 1))
@@ -200,7 +175,7 @@ def test_an_erasure_waits_for_an_enrolment_of_the_subjects_items(gallery: Postgr
 
 
 def test_an_enrolment_whose_connection_is_lost_is_undone_and_can_be_repeated(gallery: PostgresGallery) -> None:
-    job = submit(gallery, [item(0), item(1)])
+    job = submit(PostgresJobQueue(gallery), [item(0), item(1)])
     worker = PostgresJobWorker(gallery)
     assert worker.claim() is not None
     under_way = results(worker.pending(job, 1))
@@ -224,7 +199,7 @@ def test_the_job_of_a_killed_process_is_taken_over(database_url: str) -> None:
     with closing(Database(database_url)) as database, ExitStack() as stack, DefaultSelector() as selector:
         gallery = PostgresGallery(database)
         gallery.create("doors", "face-embedder", "f1", 4)
-        job = submit(gallery, [item(number) for number in range(12)])
+        job = submit(PostgresJobQueue(gallery), [item(number) for number in range(12)])
         command = [sys.executable, "-c", WORKER, database_url]
         processes = [
             stack.enter_context(Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=PROJECT)) for _ in range(2)

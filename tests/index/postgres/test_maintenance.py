@@ -10,15 +10,17 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from index.engine import maintenance as rounds
+from index.engine.maintenance import LEASE_S
 from index.errors import ConflictError, GalleryError, MaintenanceError, NotFoundError, UnavailableError
 from index.postgres import hnsw
-from index.postgres import maintenance as module
+from index.postgres import maintenance as postgres_maintenance
 from index.postgres.gallery import PostgresGallery
-from index.postgres.maintenance import IDEMPOTENCY_S, LEASE_S, PostgresMaintenance
+from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.storage import PostgresStorage
 from index.postgres.store import collection_records, lease_records, scrubbing, wal_files
 from index.postgres.store.database import Change, Connection, Database, scalar
-from index.protocol import Maintenance
+from index.protocol import IDEMPOTENCY_S, Maintenance
 from index.types import Collection, NewFace, Receipt
 from tests.index.people import Clock, vectors
 
@@ -70,7 +72,8 @@ def test_one_process_at_a_time_does_maintenance(
 def test_the_lease_is_renewed_during_a_round(
     gallery: PostgresGallery, maintenance: PostgresMaintenance, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(module, "LEASE_S", 0.2)
+    for module in (rounds, postgres_maintenance):
+        monkeypatch.setattr(module, "LEASE_S", 0.2)
     other = PostgresMaintenance(gallery)
 
     def slow(database: Database) -> None:
@@ -84,7 +87,8 @@ def test_the_lease_is_renewed_during_a_round(
 
 
 def test_a_lost_lease_is_reported(maintenance: PostgresMaintenance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_S", 0.2)
+    for module in (rounds, postgres_maintenance):
+        monkeypatch.setattr(module, "LEASE_S", 0.2)
     take = lease_records.take
 
     def slow(database: Database) -> None:
@@ -148,7 +152,7 @@ def test_old_idempotency_keys_are_deleted(
     def insert(db: Connection) -> str:
         return "Ada Lovelace's result"
 
-    Change(database, insert).once("key", b"1", json.dumps, json.loads).submit().result()
+    Change(insert, database).once("key", b"1", json.dumps, json.loads).submit().result()
     with database.snapshot() as db:
         assert "Ada" not in str(db.execute("SELECT * FROM idempotency_keys").fetchall())
     for passed, left in ((IDEMPOTENCY_S, 1), (1.0, 0)):

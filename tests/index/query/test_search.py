@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,66 +19,16 @@ from index.embedded.query.search import Searches
 from index.embedded.tasks.maintenance import Maintenance
 from index.errors import NotFoundError
 from index.types import Floats, NewFace, Where
+from tests.index.filtered import FACES, METADATA, PEOPLE, WHERES, expected, fill, matches_filter, near
 from tests.index.people import Clock, folder_bytes, maintain, vectors
-
-PEOPLE, FACES = 30, vectors(90)
-METADATA: list[dict[str, Any]] = [
-    {
-        "site": ("north", "süd", "east")[n % 3],
-        "level": n % 4 if n % 2 else float(n % 4),
-        "staff": n % 5 == 0,
-        "tags": ["a"],
-        "none": None,
-    }
-    for n in range(PEOPLE)
-]
 
 
 @pytest.fixture
 def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
     gallery = EmbeddedGallery(tmp_path / "gallery", tuning=SearchTuning(1000, 1000), clock=clock)
-    gallery.create("other", "face-embedder", "f1", 4)
-    gallery.put_subject("other", "p0", metadata=METADATA[0])
-    gallery.create("doors", "face-embedder", "f1", 4)
-    gallery.enrol("doors", [NewFace(f"p{n % PEOPLE}", vector) for n, vector in enumerate(FACES)], "f1")
-    for n, metadata in enumerate(METADATA):
-        gallery.put_subject("doors", f"p{n}", metadata=metadata)
+    fill(gallery)
     yield gallery
     gallery.close()
-
-
-def matches_filter(metadata: Mapping[str, Any], where: Where) -> bool:
-    def equal(a: object, b: object) -> bool:
-        return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-    return all(any(equal(metadata.get(key), value) for value in allowed) for key, allowed in where.items())
-
-
-def expected(query: Floats, where: Where, mean: bool = False) -> list[tuple[str, float]]:
-    """Return key and similarity of each matching subject, most similar first."""
-    results = []
-    for n, metadata in enumerate(METADATA):
-        if matches_filter(metadata, where):
-            similarities = FACES[n::PEOPLE].astype(np.float64) @ query
-            results.append((f"p{n}", float(similarities.mean() if mean else similarities.max())))
-    return sorted(results, key=lambda result: -result[1])
-
-
-WHERES: list[Where] = [
-    {"site": ["north"]},
-    {"site": ["süd", "east"]},
-    {"level": [1]},
-    {"level": [0, 2.0]},
-    {"staff": [True]},
-    {"staff": [1]},
-    {"staff": ["true"]},
-    {"site": ["north"], "level": [1, 3], "staff": [False]},
-    {"site": ["west"]},
-    {"tags": ["a"]},
-    {"nothing": [1]},
-    {"site": []},
-    {},
-]
 
 
 @pytest.mark.parametrize("where", WHERES, ids=str)
@@ -162,13 +112,6 @@ def test_subjects_that_the_inverted_file_misses_are_compared(
         for query in vectors(5, seed=9):
             (matches,) = Searches(poor).search("doors", query[None], 8, where=where)
             assert [match.subject.key for match in matches] == [key for key, _ in expected(query, where)[:8]]
-
-
-def near(face: Floats, share: float, seed: int = 0) -> Floats:
-    """Return a vector with the cosine `share` to the face."""
-    other = vectors(1, seed=100 + seed)[0]
-    other = other - (other @ face) * face
-    return np.asarray(share * face + np.sqrt(1 - share**2) * other / np.linalg.norm(other), np.float32)
 
 
 @pytest.mark.parametrize("where", [None, {"staff": [True, False]}])

@@ -14,11 +14,11 @@ import apsw
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.changes import Change, committing
-from index.embedded.store.idempotency_records import KEEP_S
+from index.embedded.store.changes import committing
 from index.embedded.store.ledger import Ledger
 from index.errors import ConflictError, CorruptError
 from index.operator_key import OperatorKey
+from index.protocol import IDEMPOTENCY_S, PlannedChange
 from index.types import Face, NewFace
 from tests.index.people import folder_bytes, maintain, vectors
 
@@ -59,7 +59,7 @@ def test_a_call_commits_a_change_and_planned_returns_it(rows: Texts) -> None:
     assert rows.all() == ["a", "b"]
 
 
-def once(change: Change[str], key: str = "k", request: bytes = REQUEST) -> str:
+def once(change: PlannedChange[str], key: str = "k", request: bytes = REQUEST) -> str:
     return change.once(key, request, json.dumps, json.loads).submit().result()
 
 
@@ -108,9 +108,9 @@ def test_the_stored_result_is_unreadable_without_the_request(rows: Texts) -> Non
         once(rows.insert.planned("b"))
 
 
-def planned_enrolment(gallery: EmbeddedGallery, key: str) -> Change[list[str]]:
+def planned_enrolment(gallery: EmbeddedGallery, key: str) -> PlannedChange[list[str]]:
     """The enrolment of a face for "p0", which returns the tokens of the faces."""
-    change: Change[list[str]] = gallery.enrol.planned("doors", [NewFace("p0", vectors(1)[0])], "f1").then(tokens)
+    change: PlannedChange[list[str]] = gallery.enrol.planned("doors", [NewFace("p0", vectors(1)[0])], "f1").then(tokens)
     return change.once(key, REQUEST, json.dumps, json.loads)
 
 
@@ -150,7 +150,7 @@ def test_results_are_deleted_after_a_day(gallery: EmbeddedGallery, sign: int) ->
         gallery.ledger.write(lambda db: db.execute(statement, (sign * seconds,)).fetchall())
 
     first = planned_enrolment(gallery, "k").submit().result()
-    age(KEEP_S - 60)
+    age(IDEMPOTENCY_S - 60)
     maintain(gallery)
     assert planned_enrolment(gallery, "k").submit().result() == first
     age(120)

@@ -16,11 +16,11 @@ import apsw
 import pytest
 
 from index.embedded.store import ledger as module
-from index.embedded.store.atomic_files import write_atomically
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.secure_delete import MAX_PAGES
 from index.errors import CorruptError, DiskFullError, GalleryError, TooNewError, UnavailableError, is_disk_full
+from index.folders import write_atomically
 
 
 @pytest.fixture

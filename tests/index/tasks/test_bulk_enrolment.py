@@ -5,11 +5,9 @@ What holds for every engine is in tests/index/contract/test_jobs.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from index.embedded.admin.backup import back_up, restore
@@ -17,10 +15,9 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.tasks import bulk_enrolment as module
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.maintenance import Maintenance
-from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
-from tests.index.people import folder_bytes, vectors
-
-VECTORS = vectors(12)
+from index.types import Item, Outcome, ProcessedItem, Properties
+from tests.index.bulk_jobs import VECTORS, claimed, enrolled, item, results, submit, work
+from tests.index.people import folder_bytes
 
 
 @pytest.fixture
@@ -31,39 +28,6 @@ def jobs(gallery: EmbeddedGallery) -> JobQueue:
 @pytest.fixture
 def worker(gallery: EmbeddedGallery) -> BulkEnrolmentWorker:
     return BulkEnrolmentWorker(gallery)
-
-
-def item(number: int, subject: str = "", properties: Properties | None = None) -> Item:
-    return Item(number, subject or f"p{number}", "vector", VECTORS[number].tobytes(), properties)
-
-
-def submit(jobs: JobQueue, items: Sequence[Item | Outcome], collection: str = "doors") -> Job:
-    job = jobs.begin(collection, {"max_faces": 1})
-    jobs.append(job, items)
-    return jobs.ready(job)
-
-
-def results(items: Sequence[Item]) -> list[ProcessedItem]:
-    return [
-        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, np.frombuffer(item.data, "<f4"))])
-        for item in items
-    ]
-
-
-def work(worker: BulkEnrolmentWorker, job: Job) -> None:
-    while items := worker.pending(job, 1):
-        assert worker.enrol(job, results(items), "f1")
-    worker.finish(job, "done")
-
-
-def enrolled(gallery: EmbeddedGallery) -> dict[str, int]:
-    return {subject.key: subject.faces for subject in gallery.subjects("doors")}
-
-
-def claimed(worker: BulkEnrolmentWorker) -> Job:
-    job = worker.claim()
-    assert job is not None
-    return job
 
 
 SECRET = Properties("Ferdinandea Isabella Quartz", {"pass": "Quartz-7781"})

@@ -11,10 +11,10 @@ import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import vector_records
-from index.embedded.tasks import maintenance as module
 from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
+from index.engine import maintenance as module
 from index.errors import MaintenanceError
 from tests.index.people import LIMITS, Clock, enrol, vectors
 

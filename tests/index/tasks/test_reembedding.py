@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from index.embedded.admin import parquet as transfer
 from index.embedded.admin import verify as integrity
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
@@ -22,12 +21,12 @@ from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, NotFoundError
 from index.protocol import FIRST
-from index.types import Collection, Face, Floats, NewFace, PendingCrop, Reembedding
-from tests.index.people import Clock, folder_bytes, vectors
+from index.types import Collection, Floats, Reembedding
+from tests.index.people import Clock, folder_bytes
+from tests.index.reembeddings import NEW, OLD, begin, enrol, face, names, new_vectors, stage, switched
 from tests.soak.erasure import forms_of_vector, search_all
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16)
-OLD, NEW = vectors(60, 16, seed=1), vectors(60, 24, seed=2)  # by the number in the crop
 
 
 @pytest.fixture
@@ -48,40 +47,6 @@ def worker(gallery: EmbeddedGallery) -> ReembeddingWorker:
     return ReembeddingWorker(gallery)
 
 
-def face(number: int) -> NewFace:
-    return NewFace(f"p{number:02}", OLD[number], crop=bytes([number]))
-
-
-def enrol(gallery: EmbeddedGallery, *numbers: int) -> list[Face]:
-    return gallery.enrol("doors", [face(number) for number in numbers], "f1")
-
-
-def begin(gallery: EmbeddedGallery) -> Reembedding:
-    return Reembeddings(gallery).begin("doors", "better", "f2", 24).reembedding
-
-
-def new_vectors(items: Sequence[PendingCrop]) -> dict[int, Floats]:
-    return {item.id: NEW[item.crop[0]] for item in items}
-
-
-def stage(worker: ReembeddingWorker, reembedding: Reembedding, limit: int = 1000) -> int:
-    """Stage at most `limit` new vectors in small batches, and return their number."""
-    after, count = FIRST, 0
-    while count < limit and (items := worker.pending(reembedding, after, min(3, limit - count))):
-        assert worker.stage(reembedding, new_vectors(items))
-        after, count = items[-1].id, count + len(items)
-    return count
-
-
-def switched(gallery: EmbeddedGallery) -> Reembedding:
-    """Do a whole re-embedding."""
-    reembedding, worker = begin(gallery), ReembeddingWorker(gallery)
-    assert worker.claim(reembedding)
-    stage(worker, reembedding)
-    assert worker.switch(reembedding) == 0
-    return reembedding
-
-
 def nearest(gallery: EmbeddedGallery, queries: Floats, **options: Any) -> list[str]:
     return [matches[0].subject.key for matches in gallery.nearest_subjects("doors", queries, 1, **options)]
 
@@ -90,15 +55,11 @@ def staged(gallery: EmbeddedGallery) -> int:
     return int(gallery.ledger.reader().execute("SELECT count(*) FROM reembedded").get)
 
 
-def names(*numbers: int) -> list[str]:
-    return [f"p{number:02}" for number in numbers]
-
-
 def test_erasures_and_enrolments_meanwhile_take_effect(
     gallery: EmbeddedGallery, reembeddings: Reembeddings, worker: ReembeddingWorker
 ) -> None:
     enrol(gallery, *range(6))
-    reembedding = begin(gallery)
+    reembedding = begin(Reembeddings(gallery))
     assert worker.claim(reembedding)
     assert stage(worker, reembedding, 3) == 3
     late = worker.pending(reembedding, FIRST, 2)
@@ -123,7 +84,7 @@ def test_an_ended_reembedding_leaves_nothing_behind(
 ) -> None:
     enrol(gallery, 0, 1)
     (rejection,) = Feedback(gallery).add("doors", "p00", OLD[2:3], [b"\x02"])
-    reembedding = begin(gallery)
+    reembedding = begin(Reembeddings(gallery))
     assert worker.claim(reembedding)
     assert stage(worker, reembedding, 2) == 2
     if how == "cancelled":
@@ -144,7 +105,7 @@ def test_an_ended_reembedding_leaves_nothing_behind(
     content = folder_bytes(gallery.files.parent)
     assert not any(NEW[number].tobytes()[:16] in content for number in range(3))
     if how == "cancelled":
-        assert switched(gallery).token != reembedding.token
+        assert switched(Reembeddings(gallery), ReembeddingWorker(gallery)).token != reembedding.token
 
 
 def test_feedback_is_reembedded_or_discarded_without_a_crop(
@@ -193,7 +154,7 @@ def test_old_vectors_are_in_no_file(gallery: EmbeddedGallery, tmp_path: Path) ->
     assert indexes
     erased = [form for number in (0, 20, 39, 50, 51) for form in forms_of_vector(OLD[number], indexes)]
     assert all(OLD[number].tobytes() in folder_bytes(tmp_path) for number in (0, 20, 39, 50, 51))
-    reembedding = switched(gallery)
+    reembedding = switched(Reembeddings(gallery), ReembeddingWorker(gallery))
     assert gallery.receipt(reembedding.token).erased_at is None
     maintenance.run()
     assert gallery.receipt(reembedding.token).erased_at is not None
@@ -214,7 +175,7 @@ def test_files_of_old_vectors_are_not_used_after_the_switch(
 
     def switch_and_write(*arguments: Any) -> Any:
         if not done:
-            done.append(switched(gallery))
+            done.append(switched(Reembeddings(gallery), ReembeddingWorker(gallery)))
         return write(*arguments)
 
     monkeypatch.setattr(owner, "write", switch_and_write)
@@ -235,7 +196,7 @@ def test_a_searcher_of_old_vectors_is_dropped(gallery: EmbeddedGallery) -> None:
     Maintenance(gallery, LIMITS).run()
     before = gallery.collection("doors")
     searcher = gallery.searchers.get(before)
-    switched(gallery)
+    switched(Reembeddings(gallery), ReembeddingWorker(gallery))
     after = gallery.collection("doors")
     with pytest.raises(ConflictError):
         gallery.searchers.get(before)
@@ -260,7 +221,7 @@ def test_a_switch_during_a_search(gallery: EmbeddedGallery, monkeypatch: pytest.
     def switch_and_match(*arguments: Any) -> Any:
         seen.append(arguments[0].generation)
         if len(seen) == 1:
-            switched(gallery)
+            switched(Reembeddings(gallery), ReembeddingWorker(gallery))
         return matches(*arguments)
 
     monkeypatch.setattr(gallery, "_matches", switch_and_match)
@@ -288,7 +249,7 @@ def test_no_call_compares_vectors_of_two_pipelines(gallery: EmbeddedGallery, mon
     before = collection("doors")
     for use in uses:
         use()
-    switched(gallery)
+    switched(Reembeddings(gallery), ReembeddingWorker(gallery))
     for use in uses:
         with pytest.raises(ConflictError, match="not of f1"):
             use()
@@ -306,7 +267,7 @@ def test_a_read_is_repeated_after_the_switch(gallery: EmbeddedGallery, monkeypat
 
     def switch_and_get(collection: Collection) -> Any:
         if not done:
-            done.append(switched(gallery))
+            done.append(switched(Reembeddings(gallery), ReembeddingWorker(gallery)))
         return get(collection)
 
     monkeypatch.setattr(gallery.searchers, "get", switch_and_get)
@@ -319,7 +280,7 @@ def test_a_restored_reembedding_continues_without_erased_faces(
 ) -> None:
     enrol(gallery, *range(6))
     (removed,) = Feedback(gallery).add("doors", "p01", OLD[9:10], [b"\x09"])
-    reembedding = begin(gallery)
+    reembedding = begin(Reembeddings(gallery))
     assert worker.claim(reembedding)
     assert stage(worker, reembedding, 4) == 4
     back_up(gallery, tmp_path / "backup")
@@ -342,24 +303,6 @@ def test_a_restored_reembedding_continues_without_erased_faces(
         assert nearest(restored, NEW[1:6]) == names(1, 2, 3, 4, 5)
 
 
-def test_an_export_fails_if_the_pipeline_changes(
-    gallery: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enrol(gallery, *range(4))
-    record_batch = transfer._record_batch
-
-    def switch_and_batch(*arguments: Any) -> Any:
-        if gallery.collection("doors").generation == 0:
-            switched(gallery)
-        return record_batch(*arguments)
-
-    monkeypatch.setattr(transfer, "_record_batch", switch_and_batch)
-    with pytest.raises(ConflictError, match="meanwhile"):
-        transfer.export_collection(gallery, "doors", tmp_path / "doors.parquet")
-    assert not (tmp_path / "doors.parquet").exists()
-    assert transfer.export_collection(gallery, "doors", tmp_path / "doors.parquet") == 4
-
-
 @pytest.mark.parametrize("how", ["switched", "dropped"])
 def test_changes_during_a_verification_are_no_faults(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch, how: str
@@ -371,7 +314,11 @@ def test_changes_during_a_verification_are_no_faults(
 
     def change_and_check(*arguments: Any) -> Iterator[str]:
         if not done:
-            done.append(switched(gallery) if how == "switched" else gallery.drop("doors"))
+            if how == "switched":
+                switched(Reembeddings(gallery), ReembeddingWorker(gallery))
+            else:
+                gallery.drop("doors")
+            done.append(how)
         yield from check(*arguments)
 
     monkeypatch.setattr(integrity, "_vector_faults", change_and_check)
@@ -399,7 +346,7 @@ def test_vectors_of_the_wrong_size_are_faults(
     Feedback(gallery).add("doors", "p00", OLD[2:4], [b"\x02", None])
     gallery.create("trains", "face-embedder", "f1", 16)
     gallery.put_subject("trains", "p00")
-    reembedding = begin(gallery)
+    reembedding = begin(Reembeddings(gallery))
     assert worker.claim(reembedding)
     stage(worker, reembedding)
     assert list(find_faults(gallery)) == []

@@ -20,6 +20,7 @@ from training.datasets.augment import (
     ChannelStatistics,
     affine,
     augment,
+    augment_differentiably,
     blend,
     colour_basis,
     colour_pca,
@@ -291,3 +292,30 @@ def test_augmentation_repeats_with_its_generator_and_keeps_its_input(config: Aug
     assert torch.equal(images, before)
     assert (first.shape, first.dtype) == (images.shape, torch.float32)
     assert config.colour_pca or 0 <= float(first.min()) <= float(first.max()) <= 255 + 1e-3
+
+
+def test_differentiable_augmentation_is_a_loop_over_images() -> None:
+    images = torch.rand(5, 3, 16, 16, generator=generator(0)) * 2 - 1
+    changed = augment_differentiably(images, ("cutout", "translation", "colour"), generator(1))
+    draw = generator(1)
+    brightness, saturation, contrast = torch.rand(3, 5, generator=draw).tolist()
+    down, right = torch.randint(0, 5, (2, 5), generator=draw).tolist()
+    top, left = torch.randint(16, (5,), generator=draw).tolist(), torch.randint(16, (5,), generator=draw).tolist()
+    for n, image in enumerate(images.double().numpy()):
+        expected = image + brightness[n] - 0.5
+        grey = expected.mean(axis=0)
+        expected = grey + 2 * saturation[n] * (expected - grey)
+        expected = expected.mean() + (0.5 + contrast[n]) * (expected - expected.mean())
+        expected = np.pad(expected, ((0, 0), (2, 2), (2, 2)))[:, down[n] : down[n] + 16, right[n] : right[n] + 16]
+        expected[:, max(0, top[n] - 4) : top[n] + 4, max(0, left[n] - 4) : left[n] + 4] = 0
+        np.testing.assert_allclose(changed[n].numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_differentiable_augmentation_passes_gradients() -> None:
+    images = torch.rand(2, 3, 8, 8, generator=generator(0), dtype=torch.float64).requires_grad_()
+
+    def changed(x: Tensor) -> Tensor:
+        return augment_differentiably(x, ("colour", "translation", "cutout"), generator(1))
+
+    assert torch.autograd.gradcheck(changed, images)
+    assert augment_differentiably(images, (), generator(1)) is images

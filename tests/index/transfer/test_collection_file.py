@@ -14,12 +14,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from index.embedded.admin import parquet as exports
-from index.embedded.admin.parquet import ImportResult, export_collection, import_collection
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import face_records
+from index.embedded.transfer import snapshot
+from index.embedded.transfer.transfer import EmbeddedTransfer
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from index.transfer import tables
+from index.transfer.collection_file import ImportResult, export_collection, import_collection
 from index.types import NewFace
 from tests.index.people import enrol, vectors
 
@@ -42,13 +44,14 @@ def target(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "BATCH", 10)
+    for module in (snapshot, tables):
+        monkeypatch.setattr(module, "BATCH", 10)
 
 
 @pytest.fixture
 def file(source: EmbeddedGallery, tmp_path: Path) -> Path:
     path = tmp_path / "doors.parquet"
-    assert export_collection(source, "doors", path) == 24
+    assert export_collection(EmbeddedTransfer(source), "doors", path) == 24
     return path
 
 
@@ -69,7 +72,7 @@ def content(gallery: EmbeddedGallery, collection: str) -> list[Any]:
 def test_an_imported_collection_gives_the_same_results(
     source: EmbeddedGallery, target: EmbeddedGallery, file: Path
 ) -> None:
-    assert import_collection(target, file) == ImportResult("doors", 24, 0)
+    assert import_collection(EmbeddedTransfer(target), file) == ImportResult("doors", 24, 0)
     assert content(target, "doors") == content(source, "doors")
     ours, theirs = target.collection("doors"), source.collection("doors")
     for name in ("embedder", "fingerprint", "dimensions", "settings", "created_at"):
@@ -102,20 +105,21 @@ def test_pyarrow_reads_the_file(source: EmbeddedGallery, file: Path) -> None:
 def test_an_interrupted_import_is_continued(
     target: EmbeddedGallery, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, calls = face_records.insert_record, iter(range(100))
+    insert, calls = face_records.insert_records, iter(range(100))
 
-    def interrupted(*arguments: Any) -> bool:
-        if next(calls) == 14:  # in the second transaction
+    def interrupted(*arguments: Any, **options: Any) -> list[int]:
+        ids = insert(*arguments, **options)
+        if next(calls) == 2:  # in the transaction of the second batch; the first creates the collection
             raise RuntimeError("killed")
-        return put(*arguments)
+        return ids
 
     with monkeypatch.context() as patched:
-        patched.setattr(face_records, "insert_record", interrupted)
+        patched.setattr(face_records, "insert_records", interrupted)
         with pytest.raises(RuntimeError, match="killed"):
-            import_collection(target, file)
+            import_collection(EmbeddedTransfer(target), file)
     assert target.size("doors") == 10
-    assert import_collection(target, file) == ImportResult("doors", 14, 10)
-    assert import_collection(target, file) == ImportResult("doors", 0, 24)
+    assert import_collection(EmbeddedTransfer(target), file) == ImportResult("doors", 14, 10)
+    assert import_collection(EmbeddedTransfer(target), file) == ImportResult("doors", 0, 24)
     assert target.size("doors") == 24
 
 
@@ -123,7 +127,7 @@ def test_a_file_is_imported_into_a_collection_of_the_same_pipeline(target: Embed
     target.create("all", "face-embedder", "f1", 4)
     target.put_subject("all", "p0", name="here before")
     enrol(target, "all", 3)
-    assert import_collection(target, file, "all") == ImportResult("all", 24, 0)
+    assert import_collection(EmbeddedTransfer(target), file, "all") == ImportResult("all", 24, 0)
     assert target.size("all") == 27
     assert target.subject("all", "p0").name == "here before"
     with pytest.raises(NotFoundError):
@@ -143,34 +147,34 @@ def test_a_collection_of_another_pipeline_is_not_changed(
 ) -> None:
     target.create("doors", embedder, fingerprint, dimensions)
     with pytest.raises(ConflictError, match=message):
-        import_collection(target, file)
+        import_collection(EmbeddedTransfer(target), file)
     assert target.subjects("doors") == []
 
 
 def test_a_token_belongs_to_one_face(source: EmbeddedGallery, file: Path) -> None:
     with pytest.raises(ConflictError, match="another collection"):
-        import_collection(source, file, "copy")
+        import_collection(EmbeddedTransfer(source), file, "copy")
     assert source.size("copy") == 0
-    assert import_collection(source, file) == ImportResult("doors", 0, 24)
+    assert import_collection(EmbeddedTransfer(source), file) == ImportResult("doors", 0, 24)
     table = parquet.read_table(file)
     keys = ["other", *table.column("subject").to_pylist()[1:]]
     table = table.set_column(0, table.schema.field("subject"), pa.array(keys))
     parquet.write_table(table, file)
     with pytest.raises(ConflictError, match="another collection, subject or vector"):
-        import_collection(source, file)
+        import_collection(EmbeddedTransfer(source), file)
 
 
 def test_expired_subjects_are_not_exported(source: EmbeddedGallery, tmp_path: Path) -> None:
     source.put_subject("doors", "crop", expires_at=3e9)
     source.clock = lambda: 3e9
-    assert export_collection(source, "doors", tmp_path / "b.parquet") == 23
+    assert export_collection(EmbeddedTransfer(source), "doors", tmp_path / "b.parquet") == 23
     assert b"crop" not in parquet.read_table(tmp_path / "b.parquet").column("subject").to_pylist()
 
 
 def test_an_empty_collection_is_imported(source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path) -> None:
     source.create("empty", "e", "f", 7)
-    assert export_collection(source, "empty", tmp_path / "e.parquet") == 0
-    assert import_collection(target, tmp_path / "e.parquet") == ImportResult("empty", 0, 0)
+    assert export_collection(EmbeddedTransfer(source), "empty", tmp_path / "e.parquet") == 0
+    assert import_collection(EmbeddedTransfer(target), tmp_path / "e.parquet") == ImportResult("empty", 0, 0)
     assert target.collection("empty").dimensions == 7
 
 
@@ -179,12 +183,12 @@ def test_a_failed_export_leaves_no_file(
 ) -> None:
     content = file.read_bytes()
     with pytest.raises(GalleryError, match="exists already"):
-        export_collection(source, "doors", file)
+        export_collection(EmbeddedTransfer(source), "doors", file)
     with pytest.raises(NotFoundError, match="'x'"):
-        export_collection(source, "x", tmp_path / "x.parquet")
-    monkeypatch.setattr(exports, "_record_batch", lambda *_: 1 / 0)
+        export_collection(EmbeddedTransfer(source), "x", tmp_path / "x.parquet")
+    monkeypatch.setattr(tables.TableFormat, "to_batch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export_collection(source, "doors", tmp_path / "y.parquet")
+        export_collection(EmbeddedTransfer(source), "doors", tmp_path / "y.parquet")
     assert file.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["doors.parquet"]
 
@@ -227,7 +231,7 @@ def test_a_file_with_an_invalid_row_is_refused(
     table = change(parquet.read_table(file))
     parquet.write_table(table, file)
     with pytest.raises(InvalidError, match=message):
-        import_collection(target, file)
+        import_collection(EmbeddedTransfer(target), file)
     assert target.collections() == []
 
 
@@ -251,29 +255,29 @@ def test_a_file_with_invalid_properties_is_refused(
     target: EmbeddedGallery, file: Path, changed: dict[str, Any], message: str
 ) -> None:
     table = parquet.read_table(file)
-    properties = json.loads(table.schema.metadata[exports.KEY])
+    properties = json.loads(table.schema.metadata[tables.KEY])
     properties["collection"] |= changed
-    parquet.write_table(table.replace_schema_metadata({exports.KEY: json.dumps(properties)}), file)
+    parquet.write_table(table.replace_schema_metadata({tables.KEY: json.dumps(properties)}), file)
     with pytest.raises(InvalidError, match=message):
-        import_collection(target, file)
+        import_collection(EmbeddedTransfer(target), file)
     assert target.collections() == []
 
 
 def test_a_file_of_a_later_version_is_refused(
     source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exports, "VERSION", 2)
-    export_collection(source, "doors", tmp_path / "2.parquet")
+    monkeypatch.setattr(tables, "VERSION", 2)
+    export_collection(EmbeddedTransfer(source), "doors", tmp_path / "2.parquet")
     monkeypatch.undo()
     with pytest.raises(TooNewError, match="version 2"):
-        import_collection(target, tmp_path / "2.parquet")
+        import_collection(EmbeddedTransfer(target), tmp_path / "2.parquet")
 
 
 def test_scaled_vectors_are_recognised_by_the_next_import(target: EmbeddedGallery, file: Path) -> None:
     table = column("vector", last([1.6e-30, 1.5e-30, 0.0, 0.0]))(parquet.read_table(file))
     parquet.write_table(table, file)
-    assert import_collection(target, file) == ImportResult("doors", 24, 0)
-    assert import_collection(target, file) == ImportResult("doors", 0, 24)
+    assert import_collection(EmbeddedTransfer(target), file) == ImportResult("doors", 24, 0)
+    assert import_collection(EmbeddedTransfer(target), file) == ImportResult("doors", 0, 24)
     assert list(find_faults(target)) == []
     (face,) = target.faces("doors", "crop")
     (match,) = target.nearest_subjects("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
@@ -283,7 +287,7 @@ def test_scaled_vectors_are_recognised_by_the_next_import(target: EmbeddedGaller
 
 def test_expired_subjects_are_not_imported(target: EmbeddedGallery, file: Path) -> None:
     target.clock = lambda: 4e9  # p0 has expired
-    assert import_collection(target, file) == ImportResult("doors", 19, 0, 5)
+    assert import_collection(EmbeddedTransfer(target), file) == ImportResult("doors", 19, 0, 5)
     assert [subject.key for subject in target.subjects("doors")] == ["crop", "p1", "p2", "p3", "p4"]
 
 
@@ -293,7 +297,7 @@ def test_an_import_replaces_an_expired_subject(target: EmbeddedGallery, file: Pa
     target.enrol("doors", [NewFace("p1", vectors(1, seed=3)[0])], "f1")
     target.put_subject("doors", "p1", name="before", expires_at=2e9)
     target.clock = lambda: 2e9
-    assert import_collection(target, file) == ImportResult("doors", 24, 0)
+    assert import_collection(EmbeddedTransfer(target), file) == ImportResult("doors", 24, 0)
     assert (target.subject("doors", "p1").name, target.subject("doors", "p1").faces) == (None, 5)
 
 
@@ -303,16 +307,16 @@ def test_a_damaged_file_is_refused(target: EmbeddedGallery, file: Path) -> None:
     for content in (whole[: place + 3] + bytes([whole[place + 3] ^ 1]) + whole[place + 4 :], whole[:-20], b""):
         file.write_bytes(content)
         with pytest.raises(InvalidError, match="cannot be read"):
-            import_collection(target, file)
+            import_collection(EmbeddedTransfer(target), file)
     file.unlink()
     with pytest.raises(InvalidError, match=r"doors\.parquet cannot be read"):
-        import_collection(target, file)
+        import_collection(EmbeddedTransfer(target), file)
     assert target.collections() == []
 
 
 def test_missing_pyarrow_is_reported(source: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(GalleryError, match="pip install pyarrow"):
-        export_collection(source, "doors", tmp_path / "a.parquet")
+        export_collection(EmbeddedTransfer(source), "doors", tmp_path / "a.parquet")
     with pytest.raises(GalleryError, match="pip install pyarrow"):
-        import_collection(source, tmp_path / "a.parquet")
+        import_collection(EmbeddedTransfer(source), tmp_path / "a.parquet")

@@ -1,0 +1,1 @@
+"""Sightings of people in front of cameras: add them, list them by page, and set how long a collection keeps them."""

@@ -1,0 +1,1 @@
+"""Sightings in the embedded engine: their rows, and the interface's methods."""

@@ -1,0 +1,1 @@
+"""Reads and loads whole collections; see `index.protocol.Transfer`."""

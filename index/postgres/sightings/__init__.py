@@ -1,0 +1,1 @@
+"""Sightings in PostgreSQL: their rows, and the interface's methods."""

@@ -1,0 +1,159 @@
+"""Sightings: one person in front of one camera; their types and rules, independent of the storage engine.
+
+Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, fields
+
+from index.errors import InvalidError
+from index.types import Floats, Subject
+from index.validation import check_timestamp
+
+DAY_S = 86_400.0
+# How long a collection may keep sightings, in seconds.
+MIN_RETENTION_S, MAX_RETENTION_S = 60.0, 366 * DAY_S
+AHEAD_S = 300.0  # how far the clock of a camera may be ahead of the gallery's
+MAX_FRAMES = 2**31 - 1
+
+_CAMERA = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class SightingSettings:
+    """How long a collection keeps sightings of unknown people and of subjects, in seconds.
+
+    `pseudonyms`: an unknown person who is seen again gets the same pseudonym.
+    """
+
+    unknown_s: float = DAY_S
+    known_s: float = 30 * DAY_S
+    pseudonyms: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a camera saw: a person from `started_at` to `ended_at`, in `frames` frames, and how the person was decided.
+
+    `probability` and `distance` are those of the nearest subject, as searches return them: 0..1, and 1 - cosine, 0..2.
+    `fpir` and `threshold` are the operating point: the false positive identification rate, and the largest distance of
+    a match.
+    """
+
+    camera: str
+    started_at: float
+    ended_at: float
+    frames: int
+    probability: float | None = None
+    distance: float | None = None
+    fpir: float | None = None
+    threshold: float | None = None
+
+    def observed(self) -> tuple[object, ...]:
+        """Return the values of an Observation in the order of its fields."""
+        return tuple(getattr(self, field.name) for field in fields(Observation))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSighting(Observation):
+    """A sighting to store: of the subject with the key `subject`, None for an unknown person.
+
+    `crop`: the encoded best shot. `vector` [D]: the face of an unknown person, which is stored only if the collection
+    gives pseudonyms.
+    """
+
+    subject: str | None = None
+    crop: bytes | None = None
+    vector: Floats | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sighting(Observation):
+    """A stored sighting; `subject` is None for an unknown person.
+
+    `position` increases in the order of the commits. `token` is the public id, `id` is the random number in the audit
+    log. `collection` is a name. From `expires_at` on the sighting is not found.
+    """
+
+    position: int
+    id: int
+    token: str
+    collection: str
+    subject: Subject | None
+    created_at: float
+    expires_at: float
+    has_crop: bool = False
+    pseudonym: str | None = None
+
+
+@dataclass(frozen=True)
+class SightingFilter:
+    """Which sightings to list: those for which all conditions that are not None hold.
+
+    `subject`: a key. `unknown`: only of unknown people, or only of subjects. A sighting overlaps the time from `since`
+    until before `until`.
+    """
+
+    camera: str | None = None
+    subject: str | None = None
+    unknown: bool | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+ALL_SIGHTINGS = SightingFilter()
+
+
+def new_ids() -> tuple[int, str]:
+    """Return a random id, above 0, and a random token for a new sighting."""
+    return secrets.randbelow(2**62) + 1, secrets.token_hex(16)
+
+
+def check_camera(camera: str) -> None:
+    """Raise InvalidError if this is not the id of a camera: 1 to 64 letters, digits, `_` and `-` of ASCII."""
+    if not _CAMERA.fullmatch(camera):
+        raise InvalidError("expected the camera's id to have 1 to 64 letters, digits, _ or -")
+
+
+def check_settings(settings: SightingSettings) -> None:
+    """Raise InvalidError if a time of the settings is not one of 60 s to 366 days."""
+    for name, seconds in (("unknown_s", settings.unknown_s), ("known_s", settings.known_s)):
+        if not MIN_RETENTION_S <= seconds <= MAX_RETENTION_S:  # also true of NaN
+            raise InvalidError(f"expected {name} from {MIN_RETENTION_S:.0f} to {MAX_RETENTION_S:.0f} seconds")
+
+
+def check_sighting(sighting: NewSighting, now: float) -> None:
+    """Raise InvalidError if the camera's id, the times, the frames or a measurement cannot be stored."""
+    check_camera(sighting.camera)
+    check_timestamp(sighting.started_at, "started_at")
+    check_timestamp(sighting.ended_at, "ended_at")
+    if sighting.ended_at < sighting.started_at:
+        raise InvalidError("ended_at is before started_at")
+    if sighting.ended_at > now + AHEAD_S:
+        raise InvalidError(f"ended_at is more than {AHEAD_S:.0f} s ahead; set the camera's clock")
+    if not 0 < sighting.frames <= MAX_FRAMES:
+        raise InvalidError(f"expected frames from 1 to {MAX_FRAMES}")
+    for name, value, largest in (
+        ("probability", sighting.probability, 1),
+        ("distance", sighting.distance, 2),
+        ("fpir", sighting.fpir, 1),
+        ("threshold", sighting.threshold, 2),
+    ):
+        if value is not None and not 0 <= value <= largest:  # also true of NaN
+            raise InvalidError(f"expected {name} from 0 to {largest}")
+
+
+def expiry(sighting: NewSighting, settings: SightingSettings, now: float) -> float:
+    """Return when the sighting expires, counted from its end, or from `now` if it ends later.
+
+    Raises:
+        InvalidError: it ended longer ago than the collection keeps sightings.
+    """
+    kept = settings.unknown_s if sighting.subject is None else settings.known_s
+    expires_at = min(sighting.ended_at, now) + kept
+    if expires_at <= now:
+        raise InvalidError(f"the sighting ended longer ago than the collection keeps sightings, {kept:.0f} s")
+    return expires_at
