@@ -11,6 +11,8 @@ Each face is compared with its nearest neighbours only, instead of all faces: a 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse  # type: ignore[import-untyped]
@@ -20,7 +22,7 @@ from index.embedded.vectors.ivf import exact
 from index.types import Floats, Ints
 
 NEIGHBOURS = 32
-LEAST_LOGIT = -3.9  # a probability of 0.02: less similar faces are not neighbours
+LEAST_PROBABILITY = 0.1  # that a face and the most similar one of its cluster are one person's
 FARTHEST = 1e12  # the distance of faces that have no path of neighbours between them
 
 
@@ -36,12 +38,18 @@ def cluster(vectors: Floats, slope: float, intercept: float, *, neighbours: int 
     if count < 2:
         return np.full(count, -1, np.int64)
     similarities, nearest = exact(vectors, vectors, neighbours + 1)
-    rows = np.repeat(np.arange(count), nearest.shape[1])
-    columns, logits = nearest.ravel(), slope * similarities.ravel().astype(np.float64) + intercept
-    near = (logits >= LEAST_LOGIT) & (rows != columns)
-    edges = _connected(rows[near], columns[near], 1 + np.exp(-logits[near]), count)
+    rows, columns = np.repeat(np.arange(count), nearest.shape[1]), nearest.ravel()
+    logits = np.maximum(slope * similarities.ravel().astype(np.float64) + intercept, -math.log(FARTHEST) + 1)
+    pairs = rows != columns
+    rows, columns, distances = rows[pairs], columns[pairs], 1 + np.exp(-logits[pairs])
     hdbscan = HDBSCAN(min_cluster_size=2, min_samples=1, metric="precomputed", algorithm="brute", copy=True)
-    labels = np.asarray(hdbscan.fit_predict(edges))[:count]
+    labels = np.asarray(hdbscan.fit_predict(_connected(rows, columns, distances, count)))[:count]
+    # Faces that are like none of their cluster: HDBSCAN keeps the points that leave a cluster while it grows smaller.
+    together = labels[rows] == labels[columns]
+    likeliest = np.full(count, np.inf)
+    for ends in (rows, columns):
+        np.minimum.at(likeliest, ends[together], distances[together])
+    labels[likeliest > 1 / LEAST_PROBABILITY] = -1
     clusters, numbers = np.unique(labels, return_inverse=True)
     return np.asarray(numbers - (clusters[0] < 0), np.int64)
 
