@@ -1,6 +1,6 @@
 /** Unknown people on the cameras: group the best shots of their sightings by person, and enrol a group as a subject. */
 
-import { Latest, call, form, isAbort, requestJson } from "../api.js";
+import { Latest, Problem, call, form, isAbort, requestJson } from "../api.js";
 import { attempt, errorNotice, field, idInput, whileBusy } from "../controls.js";
 import { announce, count, formatClock, h, plural, replaceContent } from "../dom.js";
 import { release, toPicture } from "../image_picker.js";
@@ -10,13 +10,15 @@ import { setName } from "./enrol.js";
 
 /**
  * @typedef {import("../live/sightings.js").Sighting} Sighting
+ * @typedef {import("../api.js").ProblemDetails} ProblemDetails
  * @typedef {{sighting: Sighting, picture: import("../image_picker.js").Picture, embedding: number[]}} Shot
  * @typedef {{name: string, path: string, embedder: string, onEnrolled: () => void}} Options `name` and `path` are the
  *   collection's
  */
 
 const MOST_SHOTS = 192;
-const BATCH = 32; // images of a request
+const BATCH = 8; // images of a request: a slow service embeds them within its deadline
+const NO_FACE = "urn:vestibule:problem:no-face";
 const MOST_ENROLLED = 64; // the API's limit of a request
 
 /** @param {Options} options */
@@ -54,10 +56,12 @@ export function unknownPeople(options) {
       const sightings = await unknownSightings(options.name, signal);
       for (let at = 0; at < sightings.length; at += BATCH) {
         summary.textContent = `Reading ${count(at)} of ${plural(sightings.length, "best shot")} …`;
-        shots.push(...(await embedded(sightings.slice(at, at + BATCH), options, signal)));
+        const batch = await embedded(sightings.slice(at, at + BATCH), options, signal);
+        shots.push(...batch.shots);
+        for (const failure of batch.failures) problem.append(errorNotice(new Problem(failure)));
       }
       if (!shots.length) {
-        summary.textContent = "There are no best shots of unknown people in which a face is found.";
+        summary.textContent = "There are no best shots of people who are not enrolled.";
         return;
       }
       const json = { embeddings: shots.map((shot) => shot.embedding) };
@@ -102,7 +106,7 @@ async function unknownSightings(collection, signal) {
  * @param {Sighting[]} sightings
  * @param {Options} options
  * @param {AbortSignal} signal
- * @returns {Promise<Shot[]>}
+ * @returns {Promise<{shots: Shot[], failures: ProblemDetails[]}>} `failures`: one for each reason why shots are missing
  */
 async function embedded(sightings, { name, embedder }, signal) {
   const blobs = await Promise.all(
@@ -114,17 +118,21 @@ async function embedded(sightings, { name, embedder }, signal) {
     body: form({ file: blobs }),
     signal,
   });
-  const faces = /** @type {{index: number, embedding?: number[]}[]} */ (found.data).filter((item) => item.embedding);
-  if (!faces.length) return [];
+  const items = /** @type {{index: number, embedding?: number[], problem?: ProblemDetails}[]} */ (found.data);
+  const problems = items.flatMap(({ problem }) => (problem && problem.type !== NO_FACE ? [problem] : []));
+  const failures = [...new Map(problems.map((problem) => [problem.title, problem])).values()];
+  const faces = items.filter((item) => item.embedding);
+  if (!faces.length) return { shots: [], failures };
   const json = { embeddings: faces.map((face) => face.embedding) };
   const searched = await requestJson("search/embeddings", { method: "POST", query: { collection: name }, json, signal });
-  return faces
+  const shots = faces
     .filter((_, position) => searched.data[position].faces[0].status !== "match")
     .map(({ index, embedding }) => ({
       sighting: sightings[index],
       picture: toPicture(blobs[index], `${sightings[index].id}.webp`),
       embedding: /** @type {number[]} */ (embedding),
     }));
+  return { shots, failures };
 }
 
 /**
