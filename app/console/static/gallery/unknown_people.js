@@ -3,7 +3,6 @@
 import { Latest, Problem, call, form, isAbort, requestJson } from "../api.js";
 import { attempt, errorNotice, field, idInput, whileBusy } from "../controls.js";
 import { announce, count, formatClock, h, plural, replaceContent } from "../dom.js";
-import { release, toPicture } from "../image_picker.js";
 import { shotPath } from "../live/sightings.js";
 import { describeReasons } from "../reasons.js";
 import { setName } from "./enrol.js";
@@ -11,7 +10,7 @@ import { setName } from "./enrol.js";
 /**
  * @typedef {import("../live/sightings.js").Sighting} Sighting
  * @typedef {import("../api.js").ProblemDetails} ProblemDetails
- * @typedef {{sighting: Sighting, picture: import("../image_picker.js").Picture, embedding: number[]}} Shot
+ * @typedef {{sighting: Sighting, blob: Blob, embedding: number[]}} Shot
  * @typedef {{name: string, path: string, embedder: string, onEnrolled: () => void}} Options `name` and `path` are the
  *   collection's
  */
@@ -50,7 +49,6 @@ export function unknownPeople(options) {
     const signal = latest.next();
     replaceContent(problem);
     replaceContent(groups);
-    for (const shot of shots) release(shot.picture);
     shots = [];
     try {
       const sightings = await unknownSightings(options.name, signal);
@@ -81,8 +79,11 @@ export function unknownPeople(options) {
   function show(clusters, single) {
     const all = [...clusters, ...single.map((position) => [position])];
     replaceContent(groups, ...all.map((positions) => group(positions.map((position) => shots[position]), options)));
-    const people = clusters.length ? `${plural(clusters.length, "group")} of several sightings` : "No groups";
-    summary.textContent = `${people}, and ${plural(single.length, "person", "people")} seen once, in the newest ${plural(shots.length, "best shot")} of people who are not enrolled.`;
+    const people = [
+      clusters.length ? `${plural(clusters.length, "group")} of several sightings` : "",
+      single.length ? `${plural(single.length, "person", "people")} seen once` : "",
+    ];
+    summary.textContent = `${people.filter(Boolean).join(" and ")}, in ${plural(shots.length, "best shot")} of people who are not enrolled.`;
     announce(summary.textContent);
     start.textContent = "Group again";
   }
@@ -129,7 +130,7 @@ async function embedded(sightings, { name, embedder }, signal) {
     .filter((_, position) => searched.data[position].faces[0].status !== "match")
     .map(({ index, embedding }) => ({
       sighting: sightings[index],
-      picture: toPicture(blobs[index], `${sightings[index].id}.webp`),
+      blob: blobs[index],
       embedding: /** @type {number[]} */ (embedding),
     }));
   return { shots, failures };
@@ -153,10 +154,12 @@ function group(shots, { path, onEnrolled }) {
   /** @param {Shot} shot */
   function choice(shot) {
     const title = `${shot.sighting.camera}, ${formatClock(shot.sighting.ended_at)}`;
+    const image = h("img", { src: URL.createObjectURL(shot.blob), alt: "" });
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src));
     const button = h(
       "button",
       { type: "button", class: "thumb choice", "aria-pressed": "true", "aria-label": `Include the shot ${title}`, title },
-      h("img", { src: shot.picture.url, alt: "" }),
+      image,
     );
     button.addEventListener("click", () => {
       if (!included.delete(shot)) included.add(shot);
@@ -175,7 +178,7 @@ function group(shots, { path, onEnrolled }) {
   async function enrol() {
     const chosen = [...included].slice(0, MOST_ENROLLED);
     const subject = `${path}/subjects/${encodeURIComponent(id.value)}`;
-    const body = form({ file: chosen.map((shot) => shot.picture.blob) });
+    const body = form({ file: chosen.map((shot) => shot.blob) });
     const answer = await requestJson(`${subject}/faces`, { method: "POST", body });
     const { indexed, rejected, failed } = answer;
     if (name.value && indexed.length) await setName(subject, name.value);
