@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.errors import Unprocessable
-from app.faces.service import operating_point, operating_threshold
+from app.faces.schemas import DetectedFace
+from app.faces.service import calibrated, operating_point, threshold_at
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
+from app.gallery.calibration.thresholds import CollectionThresholds, collection_thresholds
 from app.gallery.embedding_pipeline import EmbeddedFace, EmbeddingPipeline
 from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
 from app.gallery.search_schemas import (
     Candidate,
+    CandidateParams,
     Chosen,
     MetadataConditions,
     OneOf,
@@ -28,7 +31,7 @@ from app.gallery.search_schemas import (
     Value,
 )
 from app.images.uploads import Images
-from app.schemas import OperatingPoint
+from app.schemas import Failed, OperatingPoint
 from index.types import Collection, Floats, Fusion, Match
 from models.align import Reason
 
@@ -45,12 +48,34 @@ class SearchTarget:
     where: dict[str, list[Value]] | None
     size: SearchedCollection
     comparisons: int
+    thresholds: CollectionThresholds
+
+    def rule(self, params: CandidateParams) -> DecisionRule:
+        """Return the rule by which each face is decided by itself."""
+        return DecisionRule.for_comparisons(
+            self.thresholds.matching, params.fpir, self.comparisons, extrapolate=params.extrapolate
+        )
+
+
+@dataclass(frozen=True)
+class VerifyTarget:
+    """The subject of a collection that a verification compares with; `faces` is the number of its faces."""
+
+    collection: Collection
+    pipeline: EmbeddingPipeline
+    key: str
+    faces: int
+    thresholds: CollectionThresholds
+
+    def rate(self, params: SubjectVerifyParams) -> float:
+        """Return the false match rate per comparison."""
+        return rate_per_comparison(params.fmr, self.faces if params.fusion == "best" else 1)
 
 
 class Identification(GalleryAccess):
     """Base of services that identify and verify faces."""
 
-    async def _target(self, params: SearchParams) -> SearchTarget:
+    async def _target(self, params: CandidateParams) -> SearchTarget:
         """Return the subjects to search.
 
         Raises:
@@ -66,50 +91,76 @@ class Identification(GalleryAccess):
             name=collection.name, subjects=usage.subjects, faces=usage.faces, exact=usage.exact, chosen=chosen
         )
         comparisons = selected.faces if params.fusion == "best" else selected.subjects
-        return SearchTarget(collection, pipeline, where, size, comparisons)
+        thresholds = collection_thresholds(pipeline.embedder.card, scope.calibration)
+        return SearchTarget(collection, pipeline, where, size, comparisons, thresholds)
+
+    async def _subject(self, name: str, key: str) -> VerifyTarget:
+        """Return the subject of the collection `name`.
+
+        Raises:
+            NotFound: no such collection or subject. Conflict: its vectors are of another pipeline.
+        """
+        collection, subject, calibration = await self._read(
+            lambda: (
+                self._gallery.collection(name),
+                self._gallery.subject(name, key),
+                self._storage.calibrations.in_use(name),
+            )
+        )
+        pipeline = await self._embedder.collection_pipeline(collection)
+        thresholds = collection_thresholds(pipeline.embedder.card, calibration)
+        return VerifyTarget(collection, pipeline, subject.key, subject.faces, thresholds)
 
     def _decide(
         self,
         target: SearchTarget,
         vectors: Floats,
-        params: SearchParams,
+        params: CandidateParams,
         rule: DecisionRule,
         actor: str | None,
+        *,
+        repeated: bool,
+        excluded: Sequence[int | None] = (),
     ) -> list[Decision]:
         """Search for vectors [N, D], decide, and record the search, all in the caller's thread.
 
-        All steps run in one thread, because each change of threads costs a wake-up.
+        `repeated`: several vectors may be of one subject. `excluded`: for each vector the id of a subject that is no
+        candidate for it. All steps run in one thread, because each change of threads costs a wake-up.
         """
 
         def read(rows: Sequence[int], k: int) -> list[list[Match]]:
-            return self._storage.searches.search(
+            results = self._storage.searches.search(
                 target.collection.name,
                 vectors[list(rows)],
-                k,
+                k + bool(excluded),
                 fusion=params.fusion,
                 where=target.where,
                 fingerprint=target.collection.fingerprint,
             )
+            if not excluded:
+                return results
+            return [
+                [match for match in matches if match.subject.id != excluded[row]][:k]
+                for row, matches in zip(rows, results, strict=True)
+            ]
 
-        results = decide_by_steps(rule, len(vectors), params.limit, read, repeated=params.repeated)
+        results = decide_by_steps(rule, len(vectors), params.limit, read, repeated=repeated)
         subjects = [match.subject for decision in results for match in decision.candidates[: params.limit]]
         self._gallery.note_search(target.collection.name, subjects, actor=actor)
         return results
 
-    def _compare(
-        self, collection: Collection, key: str, vector: Floats, fusion: Fusion, actor: str | None
-    ) -> tuple[Match, bool]:
+    def _compare(self, target: VerifyTarget, vector: Floats, fusion: Fusion, actor: str | None) -> tuple[Match, bool]:
         """Compare a vector [D] with the subject and record it: the match, and whether feedback rules it out.
 
         Raises:
             Unprocessable: the subject has no face.
         """
         match, denied = self._storage.searches.compare(
-            collection.name, key, vector, fusion=fusion, fingerprint=collection.fingerprint
+            target.collection.name, target.key, vector, fusion=fusion, fingerprint=target.collection.fingerprint
         )
         if match is None:
             raise Unprocessable("the subject has no face to compare with")
-        self._gallery.note_search(collection.name, [match.subject], actor=actor)
+        self._gallery.note_search(target.collection.name, [match.subject], actor=actor)
         return match, denied
 
 
@@ -125,10 +176,7 @@ class GallerySearch(Identification):
             vectors are of another pipeline.
         """
         target = await self._target(params)
-        card = target.pipeline.embedder.card
-        rule = DecisionRule.for_comparisons(
-            card.matching, params.fpir, target.comparisons, extrapolate=params.extrapolate
-        )
+        rule = target.rule(params)
 
         async def search_image(index: int, data: bytes) -> Searched:
             faces = await self._embedder.embed_image(target.pipeline, data)
@@ -137,15 +185,7 @@ class GallerySearch(Identification):
                 return Searched(index=index, faces=results)
 
         data = await self._embedder.predictor.for_each_image(images, search_image)
-        return SearchResponse(
-            collection=target.size,
-            threshold=1 - rule.threshold.similarity if rule.threshold else None,
-            operating_point=rule_operating_point(rule),
-            fpir=params.fpir,
-            model=card.name,
-            version=card.version,
-            data=data,
-        )
+        return search_response(target, rule, params.fpir, data)
 
     def _identify(
         self,
@@ -162,9 +202,11 @@ class GallerySearch(Identification):
             if not rejection_reasons(face, quality_gate=params.quality_gate)
         ]
         vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
-        decisions = dict(zip(positions, self._decide(target, vectors, params, rule, actor), strict=True))
+        results = self._decide(target, vectors, params, rule, actor, repeated=params.repeated)
+        decisions = dict(zip(positions, results, strict=True))
         return [
-            _searched_face(face, decisions.get(position), rule, params.limit) for position, face in enumerate(faces)
+            searched_face(face.detected, decisions.get(position), rule, params.limit)
+            for position, face in enumerate(faces)
         ]
 
     @retry_once
@@ -177,19 +219,14 @@ class GallerySearch(Identification):
             VestibuleError: about the request or its image. NotFound, Conflict: as `search`. Unprocessable: the subject
             has no face, or the embedder's calibration has no threshold for the rate.
         """
-        collection, subject = await self._read(
-            lambda: (self._gallery.collection(name), self._gallery.subject(name, key))
-        )
-        pipeline = await self._embedder.collection_pipeline(collection)
-        card = pipeline.embedder.card
-        comparisons = subject.faces if params.fusion == "best" else 1
-        matching, threshold = operating_threshold(card, rate_per_comparison(params.fmr, comparisons))
-        face = await self._embedder.embed_only_image(pipeline, images)
+        target = await self._subject(name, key)
+        card = target.pipeline.embedder.card
+        matching = calibrated(card, target.thresholds.matching)
+        threshold = threshold_at(matching, target.rate(params))
+        face = await self._embedder.embed_only_image(target.pipeline, images)
 
         with conflict_as_pipeline_changed():
-            match, denied = await self._read(
-                lambda: self._compare(collection, key, face.vector.numpy(), params.fusion, actor)
-            )
+            match, denied = await self._read(lambda: self._compare(target, face.vector.numpy(), params.fusion, actor))
         return SubjectVerification(
             verified=match.similarity >= threshold.similarity and not denied,
             denied=denied,
@@ -204,14 +241,30 @@ class GallerySearch(Identification):
         )
 
 
-def _searched_face(face: EmbeddedFace, decision: Decision | None, rule: DecisionRule, limit: int) -> SearchedFace:
+def search_response(
+    target: SearchTarget, rule: DecisionRule, fpir: float, data: Sequence[Searched | Failed]
+) -> SearchResponse:
+    """Return the response with these results."""
+    card = target.pipeline.embedder.card
+    return SearchResponse(
+        collection=target.size,
+        threshold=1 - rule.threshold.similarity if rule.threshold else None,
+        operating_point=rule_operating_point(rule),
+        fpir=fpir,
+        model=card.name,
+        version=card.version,
+        data=list(data),
+    )
+
+
+def searched_face(face: DetectedFace | None, decision: Decision | None, rule: DecisionRule, limit: int) -> SearchedFace:
     """Return the result of a face with at most `limit` candidates; it has no decision if it was not searched for."""
     if decision is None:
-        assert face.detected is not None  # noqa: S101  only faces can fail the quality gate
-        reasons: list[SearchReason] = list(face.detected.reasons)
-        return SearchedFace(face=face.detected, status="rejected", reasons=reasons, candidates=[])
+        assert face is not None  # noqa: S101  only faces can fail the quality gate
+        reasons: list[SearchReason] = list(face.reasons)
+        return SearchedFace(face=face, status="rejected", reasons=reasons, candidates=[])
     return SearchedFace(
-        face=face.detected,
+        face=face,
         status="match" if decision.matched else "unknown",
         reasons=[] if rule.can_match else ["BEYOND_CALIBRATION" if rule.matching else "NOT_CALIBRATED"],
         candidates=list_candidates(decision, rule, limit),

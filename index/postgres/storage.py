@@ -10,6 +10,7 @@ from index.engine.repeater import Repeater
 from index.errors import GalleryError
 from index.postgres import verify
 from index.postgres.alerts.alerts import PostgresAlertOutbox, PostgresAlertRules, PostgresAlerts, store_alerts
+from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
@@ -52,6 +53,7 @@ class PostgresStorage:
         self.feedback = PostgresFeedback(self.gallery)
         self.curation = PostgresCuration(self.gallery)
         self.sightings = PostgresSightings(self.gallery, [store_alerts])
+        self.calibrations = PostgresCalibrations(self.gallery)
         self.jobs = PostgresJobQueue(self.gallery)
         self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)

@@ -4,6 +4,7 @@
 """
 
 from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
+from index.protocol.calibrations import Calibrations
 from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
 from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
@@ -23,6 +24,7 @@ __all__ = [
     "AlertRules",
     "Alerts",
     "AuditLog",
+    "Calibrations",
     "ChangingMethod",
     "Curation",
     "Feedback",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
+from index.protocol.calibrations import Calibrations
 from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
@@ -73,6 +74,11 @@ class Storage(Protocol):
     @property
     def sightings(self) -> Sightings:
         """The sightings of the gallery's collections."""
+        ...
+
+    @property
+    def calibrations(self) -> Calibrations:
+        """Calibrations of collections on site."""
         ...
 
     @property

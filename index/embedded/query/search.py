@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import apsw
 
+from index.embedded.calibration import calibration_records
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, subject_records, vector_records
@@ -44,7 +45,8 @@ class Searches(GalleryComponent):
         with self.ledger.snapshot() as db:
             current = collection_records.find(db, collection)
             selected = selected_counts(db, current.id, where) if where else None
-            return SearchScope(current, self.gallery.usage_of(db, current), selected)
+            calibration = calibration_records.in_use(db, current)
+            return SearchScope(current, self.gallery.usage_of(db, current), selected, calibration)
 
     def search(
         self,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from index.embedded.alerts import alerts as embedded_alerts
+from index.embedded.calibration.calibrations import Calibrations as EmbeddedCalibrations
 from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
@@ -20,6 +21,7 @@ from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembedding
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
 from index.postgres.alerts import alerts as postgres_alerts
+from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
@@ -33,6 +35,7 @@ from index.protocol import (
     AlertRules,
     Alerts,
     AuditLog,
+    Calibrations,
     Curation,
     Feedback,
     Gallery,
@@ -56,6 +59,7 @@ class Engine:
     searches: Searches
     feedback: Feedback
     curation: Curation
+    calibrations: Calibrations
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
@@ -76,6 +80,7 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             EmbeddedSearches(gallery),
             EmbeddedFeedback(gallery),
             EmbeddedCuration(gallery),
+            EmbeddedCalibrations(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
@@ -97,6 +102,7 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             PostgresSearches(gallery),
             PostgresFeedback(gallery),
             PostgresCuration(gallery),
+            PostgresCalibrations(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
