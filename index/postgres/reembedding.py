@@ -276,6 +276,8 @@ def _switch(db: Connection, reembedding: Reembedding, now: float) -> None:
         " WHERE id = %s",
         (reembedding.embedder, reembedding.fingerprint, reembedding.dimensions, number),
     )
+    # Without their vectors, nobody can be given the pseudonyms of sightings any more.
+    db.execute("DELETE FROM sighting_faces WHERE collection_id = %s", (number,))
     erasure_records.insert_receipt(db, number, 0, len(discarded), now, reembedding.token)
     faces = [-rejection for rejection in discarded]
     event = AuditEvent("reembed", now, reembedding.actor, number, faces=faces, id=reembedding.token)

@@ -265,6 +265,8 @@ def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
         f"UPDATE rejections SET data = reembedded WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
         (collection_id,),
     )
+    # Without their vectors, nobody can be given the pseudonyms of sightings any more.
+    db.execute("DELETE FROM sighting_faces WHERE collection_id = ?", (collection_id,))
     db.execute(
         "UPDATE collections SET embedder = ?, fingerprint = ?, dimensions = ? WHERE id = ?",
         (reembedding.embedder, reembedding.fingerprint, reembedding.dimensions, collection_id),
