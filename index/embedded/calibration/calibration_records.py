@@ -15,7 +15,8 @@ _CALIBRATION = "SELECT id, token, version, fingerprint, data, created_at, in_use
 
 def _calibration(row: Row) -> Calibration:
     *columns, in_use = row
-    return Calibration(*columns, bool(in_use))
+    columns.append(bool(in_use))
+    return Calibration(*columns)
 
 
 def insert(db: apsw.Connection, collection: Collection, data: str, now: float) -> Calibration:
