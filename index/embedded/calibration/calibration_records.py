@@ -14,8 +14,7 @@ _CALIBRATION = "SELECT id, token, version, fingerprint, data, created_at, in_use
 
 
 def _calibration(row: Row) -> Calibration:
-    *columns, in_use = row
-    return Calibration(*columns, bool(in_use))
+    return Calibration(*row[:-1], in_use=bool(row[-1]))
 
 
 def insert(db: apsw.Connection, collection: Collection, data: str, now: float) -> Calibration:
