@@ -128,7 +128,7 @@ def test_frames_of_another_person_are_named_and_not_fused() -> None:
 
 
 def test_the_sharpest_frames_are_fused() -> None:
-    frames = [embedded(1, number / 100, sharpness=0.004 * number) for number in range(MAX_FRAMES + 2)]
+    frames = [embedded(1, number / 100, sharpness=0.009 * number) for number in range(MAX_FRAMES + 2)]
     passage = fuse_frames(frames, MATCHING)
     statuses = [frame.status for frame in passage.frames if not isinstance(frame, Failed)]
     assert statuses == ["surplus"] * 2 + ["fused"] * MAX_FRAMES
