@@ -33,8 +33,8 @@ def people(folders: Path) -> Path:
             face = np.clip(base.repeat(8, axis=0).repeat(8, axis=1) + random.normal(0, 20, (32, 32, 3)), 0, 255)
             rows.append((Image.fromarray(face.astype(np.uint8)), f"made:{person}"))
     write_identities(folders / "data/people/train.parquet", rows)
-    card = {"metrics": [Metric(name="kept", value=1.0, data="elsewhere")], "matching": None, "passages": ()}
-    save_embedder(folders, "untrained", **card)
+    metrics = [Metric(name="kept", value=1.0, data="elsewhere")]
+    save_embedder(folders, "untrained", metrics=metrics, matching=None, passages=())
     return folders
 
 
