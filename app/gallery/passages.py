@@ -24,7 +24,7 @@ from models.passages import MAX_FRAMES, fuse, quality_weight, same_person
 
 
 @dataclass(frozen=True)
-class Passage:
+class FusedPassage:
     """The fused vector [D] of the frames (None: no frame has a face), the number of fused frames, and all frames."""
 
     vector: Floats | None
@@ -122,7 +122,7 @@ class PassageSearch(Identification):
         images: Images,
         *,
         quality_gate: bool = False,
-    ) -> Passage:
+    ) -> FusedPassage:
         """Return the passage whose frames are the images.
 
         Raises:
@@ -148,7 +148,7 @@ class PassageSearch(Identification):
 
 def fuse_frames(
     frames: Sequence[EmbeddedFace | Failed | None], matching: Matching, *, quality_gate: bool = False
-) -> Passage:
+) -> FusedPassage:
     """Return the passage of the frames' faces; None stands for a frame without a face.
 
     The faces that look like one person are fused, at most MAX_FRAMES of the highest quality. Faces that fail the
@@ -183,4 +183,4 @@ def fuse_frames(
         )
 
     vector = fuse(vectors[fused], weights[fused]).astype(np.float32) if shares else None
-    return Passage(vector, len(shares), [describe(index, face) for index, face in enumerate(frames)])
+    return FusedPassage(vector, len(shares), [describe(index, face) for index, face in enumerate(frames)])

@@ -26,7 +26,7 @@ from benchmarks.gallery.open_set import Searched, fnir, fpir
 from models.checkpoint import CheckpointError
 from models.matching import Matching
 from models.passages import MAX_FRAMES, fuse, same_person
-from models.site_calibration import fit_site
+from models.site_calibration import fit_site, shift_passages
 from training.calibrate import ALIGNED
 from training.core.errors import TrainingError
 from training.core.seeds import derive
@@ -42,13 +42,25 @@ from training.metrics.verification import Floats
 PASSAGES, SITES = Path("benchmarks/results/passages.csv"), Path("benchmarks/results/site_calibration.csv")
 PAGE = Path("docs/identification.md")
 SOURCES = ("celeba", "fiw")  # the others have too few people in a split
-FRAMES = (1, 2, 3, 5, 8, 10)
+FRAMES = (1, 2, 3, 5, 10)
 PROMISED = 0.01
 DRAWS, BURSTS, HALVES, EACH = 20, 300, 24, 3
 FMRS = (1e-2, 1e-3)
 SEED = 0
 COLUMNS = (
-    *("source", "kind", "frames", "draws", "subjects", "promised", "passages", "strangers", "fpir", "fpir_low"),
+    *(
+        "source",
+        "thresholds",
+        "kind",
+        "frames",
+        "draws",
+        "subjects",
+        "promised",
+        "passages",
+        "strangers",
+        "fpir",
+        "fpir_low",
+    ),
     *(
         "fpir_high",
         "fnir",
@@ -129,30 +141,49 @@ def search(
 
 
 def measure_passages(
-    calibration: Calibration, people: People, photos: Indices, bursts: WeightedFaces, source: str, draws: int
+    card: Calibration, people: People, photos: Indices, bursts: WeightedFaces, source: str, draws: int, *, on_site: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each kind and number of frames; all photos are of one source, `photos` are those of bursts."""
+    """Yield a row for each kind and number of frames; all photos are of one source, `photos` are those of bursts.
+
+    `on_site`: in each draw the thresholds are fitted to a random half of the people, and the others are searched for.
+    """
     labels = np.unique(people.labels)
-    for kind in ("photos", "burst"):
-        for frames in FRAMES:
-            fused, single = [], []
-            for draw in range(draws):
-                random = np.random.default_rng(derive(SEED, "passages", source, draw))
-                owners = np.sort(random.permutation(labels)[: len(labels) // 2])
-                enrolled = np.array([random.choice(np.flatnonzero(people.labels == owner)) for owner in owners])
-                gallery = people.faces.vectors[enrolled]
-                passages = list(
-                    photo_passages(people, enrolled, frames, random)
-                    if kind == "photos"
-                    else burst_passages(people, enrolled, frames, photos, bursts)
-                )
-                fused.append(search(calibration, passages, gallery, owners, single=False))
-                single.append(search(calibration, passages, gallery, owners, single=True))
-            yield {
-                **{"source": source, "kind": kind, "frames": frames, "draws": draws, "promised": PROMISED},
-                "subjects": len(labels) // 2,
-                **passage_figures(Searched.pooled(fused), Searched.pooled(single)),
-            }
+    searched: dict[tuple[str, int], list[tuple[Searched, Searched]]] = {}
+    for draw in range(draws):
+        random = np.random.default_rng(derive(SEED, "passages", source, draw))
+        order = random.permutation(labels)
+        calibration = card
+        if on_site:
+            calibration = calibrated_on(card, people, order[len(labels) // 2 :], source)
+            order = order[: len(labels) // 2]
+        owners = np.sort(order[: len(order) // 2])
+        enrolled = np.array([random.choice(np.flatnonzero(people.labels == owner)) for owner in owners])
+        gallery = people.faces.vectors[enrolled]
+        for kind in ("photos", "burst"):
+            for frames in FRAMES:
+                passages = [
+                    passage
+                    for passage in (
+                        photo_passages(people, enrolled, frames, random)
+                        if kind == "photos"
+                        else burst_passages(people, enrolled, frames, photos, bursts)
+                    )
+                    if passage.person in order
+                ]
+                pair = [search(calibration, passages, gallery, owners, single=single) for single in (False, True)]
+                searched.setdefault((kind, frames), []).append((pair[0], pair[1]))
+    for (kind, frames), parts in searched.items():
+        yield {
+            **{"source": source, "thresholds": "site" if on_site else "card", "kind": kind, "frames": frames},
+            **{"draws": draws, "subjects": len(owners), "promised": PROMISED},
+            **passage_figures(*(Searched.pooled(part) for part in zip(*parts, strict=True))),
+        }
+
+
+def calibrated_on(card: Calibration, people: People, chosen: Indices, source: str) -> Calibration:
+    """Return the thresholds fitted on site to these people, who are all strangers."""
+    site = fit_site(card.matching, impostors(people, chosen), source)
+    return Calibration(site, shift_passages(card.passages, card.matching, site))
 
 
 def passage_figures(fused: Searched, single: Searched) -> dict[str, Any]:
@@ -261,7 +292,8 @@ def run(
         with_burst = np.flatnonzero(np.isin(photos, positions))
         own_bursts = WeightedFaces(bursts.vectors[with_burst], bursts.weights[with_burst])
         own_photos = np.searchsorted(positions, photos[with_burst])
-        rows += list(measure_passages(calibration, own, own_photos, own_bursts, source, draws))
+        for on_site in (False, True):
+            rows += list(measure_passages(calibration, own, own_photos, own_bursts, source, draws, on_site=on_site))
         sites += list(measure_site(embedder.matching, own, source, halves))
     tables.write(PASSAGES, COLUMNS, [_short(row) for row in rows])
     tables.write(SITES, SITE_COLUMNS, [_short(row) for row in sites])
@@ -273,10 +305,20 @@ def _short(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def passage_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return the table of passages as Markdown."""
-    heads = ["source, subjects", "frames", "passages", "FPIR", "FNIR", "FPIR, first frame", "FNIR, first frame"]
+    heads = [
+        "source, subjects",
+        "thresholds of",
+        "frames",
+        "passages",
+        "FPIR",
+        "FNIR",
+        "FPIR, first frame",
+        "FNIR, first frame",
+    ]
     lines = [
         [
             f"{row['source']}, {row['subjects']}",
+            f"the {row['thresholds']}",
             f"{row['frames']} {'photos' if row['kind'] == 'photos' else 'of a burst'}",
             row["passages"],
             _shown(row, "fpir", 4),

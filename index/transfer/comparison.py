@@ -110,7 +110,8 @@ class ExportedRows:
     def faces(self) -> Iterator[list[FaceRecord]]:
         """Yield the faces."""
         for page in self._pages("faces", FACES, partial(validated_face, dimensions=self._dimensions)):
-            yield [row for row in page if not self._has_expired(row)]
+            if rows := [row for row in page if not self._has_expired(row)]:
+                yield rows
 
     def rejections(self) -> Iterator[list[RejectionRecord]]:
         """Yield the rejected faces."""
@@ -121,7 +122,8 @@ class ExportedRows:
             if self._has_expired(row)
         }
         for page in self._pages("feedback", FEEDBACK, partial(validated_rejection, dimensions=self._dimensions)):
-            yield [row for row in page if row.subject not in expired]
+            if rows := [row for row in page if row.subject not in expired]:
+                yield rows
 
     def share(self, searches: int) -> int:
         """Return how many of the searches over all collections are of this one."""
@@ -220,7 +222,8 @@ def best_subjects(queries: Floats, exported: ExportedRows) -> list[dict[str, flo
 
 def _update_best(best: list[dict[str, float]], queries: Floats, page: Sequence[FaceRecord]) -> None:
     """Update the best subjects of each query by a page of faces."""
-    names, subjects = np.unique([face.subject for face in page], return_inverse=True)
+    unique, subjects = np.unique([face.subject for face in page], return_inverse=True)
+    names = unique.tolist()
     order = np.argsort(subjects, kind="stable")
     starts = np.flatnonzero(np.diff(subjects[order], prepend=-1))
     similarities = np.maximum.reduceat(queries @ _vectors(page)[order].T, starts, axis=1)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from models import checkpoint
 from models.card import Metric, ModelCard, Tolerance, Training
 from models.checkpoint import CheckpointError
+from models.passages import MAX_FRAMES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "card-1"
 TRAINING = Training(
@@ -44,6 +45,14 @@ def test_card_without_tolerance_has_the_default(tmp_path: Path) -> None:
     assert checkpoint.read_card(GOLDEN).tolerance == Tolerance(top1=0.995, probability=0.02, direction=0.001)
     checkpoint.write_card(tmp_path, changed(tolerance={"direction": 0.1}))
     assert checkpoint.read_card(tmp_path).tolerance == Tolerance(direction=0.1)
+
+
+def test_passages_need_the_calibration_of_an_embedder() -> None:
+    card = checkpoint.read_card(Path(__file__).parents[2] / "weights/mobilefacenet-triplet").model_dump()
+    assert len(ModelCard.model_validate(card).passages) == MAX_FRAMES
+    for fields in ({"matching": None}, {"passages": [*card["passages"], card["passages"][0]]}):
+        with pytest.raises(ValidationError, match="passages need matching"):
+            ModelCard.model_validate(card | fields)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -11,12 +11,15 @@ from typer.testing import CliRunner
 
 from models import checkpoint, matching_fit
 from models.card import Metric
-from models.preprocess import Preprocess
-from tests.training.conftest import save, write_identities
+from models.passages import MAX_FRAMES
+from tests.app.embedder import save_embedder
+from tests.training.conftest import write_identities
 from training import calibrate
 from training.datasets import images as data
+from training.datasets import passages
 from training.datasets.faces import rows_of
 from training.evaluation.embedded_faces import FaceEmbedder
+from training.recipe.config import CameraSection
 
 
 @pytest.fixture
@@ -30,14 +33,13 @@ def people(folders: Path) -> Path:
             face = np.clip(base.repeat(8, axis=0).repeat(8, axis=1) + random.normal(0, 20, (32, 32, 3)), 0, 255)
             rows.append((Image.fromarray(face.astype(np.uint8)), f"made:{person}"))
     write_identities(folders / "data/people/train.parquet", rows)
-    card: dict[str, object] = {"metrics": [Metric(name="kept", value=1.0, data="elsewhere")]}
-    card["preprocess"] = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(128.0,) * 3)
-    config = {"image_size": 32, "dimensions": 12, "norm": False}
-    save(folders / "untrained", "mobilefacenet", config, task="embed", **card)
+    metrics = [Metric(name="kept", value=1.0, data="elsewhere")]
+    save_embedder(folders, "untrained", metrics=metrics, matching=None, passages=())
     return folders
 
 
-def test_command_writes_thresholds_into_the_card(people: Path) -> None:
+def test_command_writes_thresholds_into_the_card(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passages, "BURST", CameraSection())  # an untrained network recognises nobody in a blurred photo
     command = [str(people / "untrained"), "--data", "people"]
     sha256 = checkpoint.read_card(people / "untrained").sha256
     for flip in ("--flip", "--no-flip", "--flip"):
@@ -47,6 +49,11 @@ def test_command_writes_thresholds_into_the_card(people: Path) -> None:
         assert card.tta == ("flip" if flip == "--flip" else "none")
         assert [metric.name for metric in card.metrics] == ["kept", "tar@fmr=0.01", "tar@fmr=0.001", "eer"]
         assert card.sha256 == sha256
+    # Nobody has ten photos: only bursts count there. More frames never have a lower threshold.
+    assert len(card.passages) == MAX_FRAMES
+    thresholds = [passage.threshold(0.1).similarity for passage in card.passages]
+    assert thresholds == sorted(thresholds)
+    assert card.passages[2].data == "people, calibrate, 3 frames"
     # The thresholds again, by a plain loop over all pairs of the identities that calibrate.
     embedder = FaceEmbedder(people / "untrained")
     images = data.load("people", "train", card.preprocess)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models import align
 from models.detector import Face, Pixels
 from models.matching import Matching, OperatingPoint
-from models.matching_fit import fit_matching
+from models.matching_fit import fit_matching, fit_points, fit_tail
 from models.passages import MAX_FRAMES, fuse, quality_weight
 from training.core.seeds import derive, generator
 from training.datasets.faces import FaceSplit, source_of
@@ -88,6 +88,7 @@ class People:
             np.flatnonzero((self.sources == self.sources[own]) & (self.labels != self.labels[own])) for own in photo
         ]
         each = math.ceil(impostors / max(1, sum(len(others) > 0 for others in strangers)))
+        each = min(each, max(map(len, strangers)))  # a small data set has no more
         mated, other = [], []
         for vector, own, others in zip(fused, enrolled, strangers, strict=True):
             mated.append(self.faces.vectors[own] @ vector)
@@ -95,23 +96,20 @@ class People:
         return Scores(np.sort(np.concatenate(mated)), np.sort(np.concatenate(other)))
 
 
-def stricter(first: Scores, second: Scores, data: str) -> Matching:
-    """Return the calibration whose thresholds are the higher of both, and whose probability is that of all pairs.
-
-    Raises:
-        ValueError: see `fit_matching`.
-    """
-    fits = [fit_matching(scores.mated, scores.impostor, data) for scores in (first, second)]
-    both = fit_matching(
-        np.concatenate([first.mated, second.mated]), np.concatenate([first.impostor, second.impostor]), data
-    )
+def with_strictest(matching: Matching, others: Sequence[Matching | Scores]) -> Matching:
+    """Return `matching` with the highest threshold of all `others` at each rate that all have counted."""
+    parts = [
+        (other.points, other.tail)
+        if isinstance(other, Matching)
+        else (fit_points(other.impostor), fit_tail(other.impostor))
+        for other in others
+    ]
     points = tuple(
-        OperatingPoint(fmr=points[0].fmr, similarity=max(point.similarity for point in points))
-        for points in zip(*(fit.points for fit in fits), strict=False)
+        OperatingPoint(fmr=same_rate[0].fmr, similarity=max(point.similarity for point in same_rate))
+        for same_rate in zip(*(points for points, _ in parts), strict=False)
     )
-    rare = points[-1].fmr / 10
-    tail = max((fit.tail for fit in fits), key=lambda tail: tail.similarity(rare))
-    return both.model_copy(update={"points": points, "tail": tail, "impostors": min(fit.impostors for fit in fits)})
+    tail = max((tail for _, tail in parts), key=lambda tail: tail.similarity(points[-1].fmr / 10))
+    return matching.model_copy(update={"points": points, "tail": tail})
 
 
 def fit_passages(
@@ -124,7 +122,10 @@ def fit_passages(
     seed: int,
     data: str,
 ) -> tuple[Matching, ...]:
-    """Return the calibration for 1 to MAX_FRAMES frames, stricter of two: for photos of a person, and for bursts.
+    """Return the calibration for 1 to MAX_FRAMES frames, the strictest of photos of a person and of bursts.
+
+    No threshold is lower than that of fewer frames: with the same people it does not fall, but few people have many
+    photos. The probability is that of all pairs. If nobody has enough photos, only bursts count.
 
     `bursts` are of the photos `burst_rows`; `impostors` is the number of non-mated comparisons per kind and number of
     frames.
@@ -132,20 +133,26 @@ def fit_passages(
     Raises:
         ValueError: see `fit_matching`.
     """
-    kinds = [photo_scores(faces, people, frames, impostors, seed) for frames in range(1, MAX_FRAMES + 1)]
-    return tuple(
-        stricter(photos, burst_scores(people, burst_rows, bursts, frames, impostors, seed), f"{data}, {frames} frames")
-        for frames, photos in enumerate(kinds, start=1)
-    )
+    fits: list[Matching] = []
+    for frames in range(1, MAX_FRAMES + 1):
+        photos = photo_scores(faces, people, frames, impostors, seed)
+        kinds = [burst_scores(people, burst_rows, bursts, frames, impostors, seed), *([photos] if photos else [])]
+        described = f"{data}, {frames} frames"
+        mated = np.concatenate([scores.mated for scores in kinds])
+        both = fit_matching(mated, np.concatenate([scores.impostor for scores in kinds]), described)
+        fits.append(with_strictest(both, [*kinds, *fits[-1:]]))
+    return tuple(fits)
 
 
-def photo_scores(faces: ImageSet, people: People, frames: int, impostors: int, seed: int) -> Scores:
-    """Return the scores of passages of `frames` photos of one person."""
+def photo_scores(faces: ImageSet, people: People, frames: int, impostors: int, seed: int) -> Scores | None:
+    """Return the scores of passages of `frames` photos of one person; None if nobody has more photos."""
     passages = draw_photo_passages(faces, people.rows, frames, PHOTO_PASSAGES, seed)
+    if not len(passages.enrolled):
+        return None
     chosen = np.searchsorted(people.rows, passages.frames)
     vectors = WeightedFaces(people.faces.vectors[chosen], people.faces.weights[chosen])
     enrolled = np.searchsorted(people.rows, passages.enrolled)
-    return people.scores(vectors.fused(frames), chosen[:, 0], enrolled[:, None], impostors, seed)
+    return people.scores(vectors.fused(frames), chosen[:, 0], list(enrolled[:, None]), impostors, seed)
 
 
 def burst_scores(

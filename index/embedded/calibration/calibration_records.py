@@ -14,8 +14,8 @@ _CALIBRATION = "SELECT id, token, version, fingerprint, data, created_at, in_use
 
 
 def _calibration(row: Row) -> Calibration:
-    *columns, in_use = row
-    return Calibration(*columns, bool(in_use))
+    number, token, version, fingerprint, data, created_at, is_in_use = row
+    return Calibration(number, token, version, fingerprint, data, created_at, bool(is_in_use))
 
 
 def insert(db: apsw.Connection, collection: Collection, data: str, now: float) -> Calibration:

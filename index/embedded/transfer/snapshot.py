@@ -58,7 +58,7 @@ class LedgerSnapshot:
         """See `GallerySnapshot`."""
         statements = {
             "sightings": "SELECT count(*) FROM sightings WHERE expires_at > ?",
-            "alert rules": "SELECT count(*) FROM alert_rules WHERE ? > 0",
+            "alert rules": "SELECT count(*) FROM alert_rules WHERE created_at <= ?",
             "merges that can be undone": "SELECT count(*) FROM merges WHERE undone_at IS NULL AND undo_until > ?",
         }
         counts = {name: list(self._db.execute(statement, (self._now,))) for name, statement in statements.items()}

@@ -167,26 +167,22 @@ def insert_missing(
     """
     found = existing(db, collection_id, records)
     missing = [(key, record) for key, record in records.items() if key not in found]
-    if not missing:
-        return {}
-    cursor = db.cursor()
-    cursor.executemany(
+    statement = (
         "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at, expires_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id",
-        [
-            (
-                collection_id,
-                lookup(db, collection_id, key),
-                *seal(json.dumps((key, record.name, record.metadata)).encode()),
-                record.created_at,
-                record.expires_at,
-            )
-            for key, record in missing
-        ],
-        returning=True,
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING id"
     )
-    inserted = [result.fetchone() for result in cursor.results()]
-    new = {key: row[0] for (key, _), row in zip(missing, inserted, strict=True) if row is not None}
+    rows: list[Row] = [
+        (
+            collection_id,
+            lookup(db, collection_id, key),
+            *seal(json.dumps((key, record.name, record.metadata)).encode()),
+            record.created_at,
+            record.expires_at,
+        )
+        for key, record in missing
+    ]
+    inserted = execute_each(db, sql.SQL(statement), rows) if rows else []
+    new = {key: row[0] for (key, _), row in zip(missing, inserted, strict=True) if row}
     insert_values(db, collection_id, {new[key]: json.loads(it.metadata) for key, it in missing if key in new})
     collection_records.add_counts(db, collection_id, subjects=len(new))
     return new

@@ -62,7 +62,7 @@ class DatabaseSnapshot:
         """See `GallerySnapshot`."""
         statements = {
             "sightings": "SELECT count(*) FROM sightings WHERE expires_at > %s",
-            "alert rules": "SELECT count(*) FROM alert_rules WHERE %s > 0",
+            "alert rules": "SELECT count(*) FROM alert_rules WHERE created_at <= %s",
             "merges that can be undone": "SELECT count(*) FROM merges WHERE undone_at IS NULL AND undo_until > %s",
         }
         counts = {name: list(self._db.execute(statement, (self._now,))) for name, statement in statements.items()}

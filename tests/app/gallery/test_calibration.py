@@ -107,7 +107,7 @@ def test_calibrations_are_listed_and_chosen(strangers: TestClient) -> None:
 
 def test_thresholds_for_passages_follow(strangers: TestClient) -> None:
     files = [("file", ("frame", encode(photo("astronaut"))))] * 2
-    query = {"collection": "doors", "passage": True, "fpir": 0.3}
+    query: dict[str, str | float] = {"collection": "doors", "passage": True, "fpir": 0.3}
     before = strangers.post("/search", params=query, files=files).json()
     calibrate(strangers)
     after = strangers.post("/search", params=query, files=files).json()

@@ -118,7 +118,7 @@ def embedded(*values: float, sharpness: float = 1.0) -> EmbeddedFace:
 
 def test_frames_of_another_person_are_named_and_not_fused() -> None:
     failed = Failed(index=1, problem=Problem(type="t", title="t", status=400))
-    frames = [embedded(1, 0.1), failed, embedded(1, -0.1), embedded(0, 1), None]
+    frames: list[EmbeddedFace | Failed | None] = [embedded(1, 0.1), failed, embedded(1, -0.1), embedded(0, 1), None]
     passage = fuse_frames(frames, MATCHING)
     statuses = ["failed" if isinstance(frame, Failed) else frame.status for frame in passage.frames]
     assert statuses == ["fused", "failed", "fused", "other_person", "no_face"]
@@ -128,7 +128,7 @@ def test_frames_of_another_person_are_named_and_not_fused() -> None:
 
 
 def test_the_sharpest_frames_are_fused() -> None:
-    frames = [embedded(1, number / 100, sharpness=0.004 * number) for number in range(MAX_FRAMES + 2)]
+    frames = [embedded(1, number / 100, sharpness=0.009 * number) for number in range(MAX_FRAMES + 2)]
     passage = fuse_frames(frames, MATCHING)
     statuses = [frame.status for frame in passage.frames if not isinstance(frame, Failed)]
     assert statuses == ["surplus"] * 2 + ["fused"] * MAX_FRAMES

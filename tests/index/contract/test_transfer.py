@@ -155,6 +155,29 @@ def test_a_moved_gallery_is_equal(source: str, target: str, opened: Open, tmp_pa
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_an_export_of_version_1_is_imported(engine: str, opened: Open) -> None:
+    """A golden file, which `fill` and the first version of this format wrote."""
+    folder = Path(__file__).parents[2] / "golden" / "export-1"
+    target, expected = opened(engine, "target"), opened("embedded", "expected")
+    fill(expected)
+    manifest = import_gallery(target.transfer, folder).manifest
+    assert compare_gallery(target, folder, manifest, searches=50).differences == ()
+    assert (manifest.export.created_at, manifest.export.head.sequence, manifest.unfinished_receipts) == (1000.0, 40, 3)
+    old, new = content(target), content(expected)
+    assert old["doors"][0] == new["doors"][0]
+    assert old["ünïcode 中"][0] == new["ünïcode 中"][0]
+    for name, rows in old.items():
+        if name in ("doors", "ünïcode 中"):
+            assert [replace(face, token="") for face in rows[1]] == [replace(face, token="") for face in new[name][1]]
+            assert sorted(row[1:2] for row in rows[2]) == sorted(row[1:2] for row in new[name][2])
+    assert {it.collection.name: it.sightings for it in old["collections"]}["doors"].known_s == 3600
+    calibrations = target.calibrations.page("doors")
+    assert [(it.version, it.data, it.in_use) for it in calibrations] == [
+        (1, '{"shift": 0}', True), (2, '{"shift": 1}', False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_repeated_import_changes_nothing(engine: str, opened: Open, tmp_path: Path) -> None:
     first, second = opened("embedded", "first"), opened(engine, "second")
     fill(first)
