@@ -89,7 +89,11 @@ def test_playback_takes_as_long_as_the_recording(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "url", "name"),
     [
-        ("rtsp://me:secret@camera:554/live?token=1", "rtsp://me:secret@camera:554/live?token=1", "rtsp://camera:554/live"),
+        (
+            "rtsp://me:secret@camera:554/live?token=1",
+            "rtsp://me:secret@camera:554/live?token=1",
+            "rtsp://camera:554/live",
+        ),
         ("http://camera/video.mjpg", "http://camera/video.mjpg", "http://camera/video.mjpg"),
         ("0", "/dev/video0", "/dev/video0"),
         ("/dev/video12", "/dev/video12", "/dev/video12"),

@@ -36,9 +36,7 @@ def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 def taken(url: str, enough: Callable[[list[tuple[int, int]]], bool]) -> tuple[list[tuple[int, int]], list[str]]:
     """Read a stream until there are enough sizes of frames; return them and the problems."""
     problems: list[str] = []
-    reader = FrameReader(
-        open_source(url), fps=60, lost=lambda problem, _: problems.append(problem), found=lambda: None
-    )
+    reader = FrameReader(open_source(url), fps=60, lost=lambda problem, _: problems.append(problem), found=lambda: None)
     reader.start()
     sizes: list[tuple[int, int]] = []
     deadline = time.monotonic() + WAIT_S
