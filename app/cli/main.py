@@ -13,6 +13,7 @@ import typer
 
 from app.cli.client import client_cli
 from app.cli.database import database_cli
+from app.cli.folders import folders_cli
 from app.cli.gallery import gallery_cli
 from app.cli.keys import keys_cli
 from app.cli.terminal import fail, read_settings, replace_unencodable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
 cli.add_typer(client_cli)
 cli.add_typer(database_cli)
+cli.add_typer(folders_cli)
 cli.add_typer(gallery_cli)
 cli.add_typer(keys_cli)
 cli.add_typer(watch_cli)

@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from app.watch.frames import Source
     from app.watch.settings import WatchSettings
     from app.watch.sighting_queue import SightingQueue
+    from vestibule_client import AsyncClient
 
 watch_cli = typer.Typer()
-
-# Seconds until a request of the watcher is abandoned, which bounds the latency of an answer.
-REQUEST_TIMEOUT_S = 10.0
 
 
 @watch_cli.command()
@@ -64,6 +62,9 @@ def watch(  # noqa: PLR0913  options of a command
             show_default=False,
         ),
     ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds until a request is abandoned, which bounds the latency.")
+    ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON also on a terminal.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -77,6 +78,7 @@ def watch(  # noqa: PLR0913  options of a command
     from app.watch.settings import WatchSettings
     from app.watch.sighting_queue import QueueError, SightingQueue
     from app.watch.sources import open_source
+    from vestibule_client import NEVER, AsyncClient
 
     try:
         settings = WatchSettings(camera, collection, _conditions(where), fpir, fps, min_face, keep_shot)
@@ -86,7 +88,9 @@ def watch(  # noqa: PLR0913  options of a command
     try:
         frames = open_source(source, folder_fps=folder_fps, realtime=realtime)
         with report_client_errors(), SightingQueue(folder) as opened:
-            asyncio.run(_watch(frames, opened, settings, url, api_key, as_json=as_json or not sys.stdout.isatty()))
+            # The watcher repeats requests itself, or leaves them out where the frame is out of date.
+            client = AsyncClient(url, api_key=api_key, timeout=timeout, retries=NEVER)
+            asyncio.run(_watch(frames, opened, settings, client, as_json=as_json or not sys.stdout.isatty()))
     except (QueueError, SourceError) as error:
         fail(str(error))
 
@@ -95,8 +99,7 @@ async def _watch(
     source: Source,
     queue: SightingQueue,
     settings: WatchSettings,
-    url: str | None,
-    api_key: str | None,
+    client: AsyncClient,
     *,
     as_json: bool,
 ) -> None:
@@ -108,11 +111,9 @@ async def _watch(
     from app.watch.events import Events
     from app.watch.recognition import Recognition
     from app.watch.watcher import Watcher
-    from vestibule_client import NEVER, AsyncClient
 
     events = Events(settings.camera, lambda line: print_line(replace_unprintable(line)), as_json=as_json)
-    # Its own loops repeat requests, or leave them out where the frame is out of date.
-    async with AsyncClient(url, api_key=api_key, timeout=REQUEST_TIMEOUT_S, retries=NEVER) as client:
+    async with client:
         recognition = Recognition(client, settings)
         await recognition.check()
         watcher = Watcher(source, recognition, queue, events, fps=settings.fps)

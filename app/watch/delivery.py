@@ -35,7 +35,7 @@ class Delivery:
         self._events = events
         self._counts = counts
         self._added = asyncio.Event()
-        self._stopping = False
+        self._ending = self._stopping = False
 
     async def add(self, sighting: PendingSighting) -> None:
         """Add a passage that has ended to the queue. It is on the disk when this returns."""
@@ -45,9 +45,9 @@ class Delivery:
             self._events.report("sightings_lost", count=lost, detail="the queue is full")
         self._added.set()
 
-    def stop(self) -> None:
-        """Let `run` return as soon as the queue is empty, or the service does not accept the next sighting."""
-        self._stopping = True
+    def stop(self, *, wait: bool) -> None:
+        """Let `run` return as soon as the queue is empty, or unless `wait`, the service does not accept a sighting."""
+        self._ending, self._stopping = True, not wait
         self._added.set()
 
     async def run(self) -> None:
@@ -57,7 +57,7 @@ class Delivery:
             self._added.clear()
             entry = await asyncio.to_thread(self._queue.first)
             if entry is None:
-                if self._stopping:
+                if self._ending:
                     return
                 await self._added.wait()
                 continue

@@ -66,6 +66,14 @@ class Source(Protocol):
         ...
 
 
+def seen_at(begun_at: float, media_time: float) -> float:
+    """Return the Unix time of a frame of a recording that is played from `begun_at` on.
+
+    A recording that is read faster than it was recorded has no frame in the future.
+    """
+    return min(begun_at + media_time, time.time())
+
+
 def checked_size(width: int, height: int) -> tuple[int, int]:
     """Return the size of a frame in pixels.
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from app.watch.decisions import Decision
+from app.watch.decisions import Decision, better
 from app.watch.frames import Frame
 from app.watch.shots import BestShots
 from app.watch.tracker import Track
@@ -72,6 +72,17 @@ class Passage:
         self.looking = True
         self.looks += 1
         self._looked_at, self._looked_total = self.last, self.shots.total
+
+    def fail_look(self) -> None:
+        """Note that the search under way had no answer, so that it is repeated."""
+        self.looking = False
+        self.looks -= 1
+        self._looked_total = 0.0
+
+    def end_look(self, decision: Decision) -> None:
+        """Note the answer of the search under way."""
+        self.looking = False
+        self.decision = decision if self.decision is None else better(self.decision, decision)
 
     def observe(self, face: Face, frame: Frame, read_at: float) -> None:
         """Count a detection of the face in a frame that was read at the monotonic time `read_at`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.watch.frames import Frame, FrameError, Source, SourceUnusableError, checked_size
+from app.watch.frames import Frame, FrameError, Source, SourceUnusableError, checked_size, seen_at
 
 ANIMATED = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG"}
 STILLS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
@@ -41,7 +41,7 @@ class AnimatedImage:
 
     def frames(self) -> Generator[Frame, None, None]:
         """Yield the frames; see `Source`."""
-        elapsed = 0.0
+        begun_at, elapsed = time.time(), 0.0
         try:
             image = Image.open(self.path, formats=[ANIMATED[self.path.suffix.lower()]])
         except DAMAGED as error:
@@ -54,7 +54,7 @@ class AnimatedImage:
                     pixels = image.convert("RGB")
                 except (*DAMAGED, FrameError) as error:
                     raise SourceUnusableError(f"{self.path}, frame {position}: {error}") from error
-                yield Frame(elapsed, partial(_identity, pixels))
+                yield Frame(elapsed, partial(_identity, pixels), seen_at(begun_at, elapsed))
                 elapsed += (image.info.get("duration") or DEFAULT_DURATION_S * 1000) / 1000
 
 
@@ -74,8 +74,10 @@ class FrameFolder:
             raise SourceUnusableError(f"{self.path}: {error.strerror}") from error
         if not files:
             raise SourceUnusableError(f"{self.path}: the folder has no image ({', '.join(sorted(STILLS))})")
+        begun_at = time.time()
         for position, file in enumerate(files):
-            yield Frame(position / self.fps, partial(read_still, file))
+            elapsed = position / self.fps
+            yield Frame(elapsed, partial(read_still, file), seen_at(begun_at, elapsed))
 
 
 def read_still(file: Path) -> Image.Image:

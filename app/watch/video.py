@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from app.watch.frames import Frame, FrameError, SourceError, SourceUnusableError, checked_size
+from app.watch.frames import Frame, FrameError, SourceError, SourceUnusableError, checked_size, seen_at
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -22,7 +22,7 @@ READ_TIMEOUT_S = 10.0
 # A live stream that is this many seconds late is decoded at its key frames only, until it is on time again. A decoder
 # that is too slow for the stream would otherwise be later with each frame.
 LATE_S, ON_TIME_S = 1.0, 0.25
-# A larger step of the time stamps is another start of the camera's clock, not lateness.
+# Time stamps that decrease, or fall behind by more than this, mean that the camera's clock was set, not lateness.
 CLOCK_STEP_S = 20.0
 # This many damaged packets in a row are not a stream.
 MAX_DAMAGED_PACKETS = 250
@@ -54,12 +54,14 @@ class Video:
             stream = container.streams.video[0]
             # Threads that decode several frames at once delay each frame by their number.
             stream.thread_type = "SLICE" if self.live else "AUTO"
-            lateness = Lateness()
+            begun_at, lateness = time.time(), Lateness()
             for frame in self._decoded(container, stream):
                 media_time, now = float(frame.time or 0.0), time.monotonic()
                 if self.live:
                     stream.codec_context.skip_frame = "NONKEY" if lateness.is_late(media_time, now) else "DEFAULT"
-                yield Frame(now if self.live else media_time, partial(to_image, frame))
+                    yield Frame(now, partial(to_image, frame))
+                else:
+                    yield Frame(media_time, partial(to_image, frame), seen_at(begun_at, media_time))
         if self.live:
             raise SourceError(f"{self.name}: the stream ended")
 
@@ -113,13 +115,16 @@ class Lateness:
 
     def __init__(self) -> None:
         self._offset: float | None = None
+        self._last = 0.0
         self._late = False
 
     def is_late(self, media_time: float, now: float) -> bool:
         """Return whether the stream is late, after a frame with this time stamp was decoded at `now`, in seconds."""
         offset = now - media_time
-        if self._offset is None or offset < self._offset or offset - self._offset > CLOCK_STEP_S:
+        restarted = media_time < self._last or (self._offset is not None and offset - self._offset > CLOCK_STEP_S)
+        if self._offset is None or offset < self._offset or restarted:
             self._offset = offset
+        self._last = media_time
         self._late = offset - self._offset > (ON_TIME_S if self._late else LATE_S)
         return self._late
 

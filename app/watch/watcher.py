@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from app.watch.decisions import PendingSighting, better
+from app.watch.decisions import PendingSighting
 from app.watch.delivery import Delivery
 from app.watch.events import Events
 from app.watch.frames import Frame, FrameError, Source
@@ -26,8 +26,9 @@ from vestibule_client.answers import Face
 # How often the ends of passages are looked for while no frame arrives.
 IDLE_S = 0.25
 SUMMARY_S = 60.0
-# After a stop, sightings are sent for at most this long; the others are sent at the next start.
-STOP_S = 20.0
+# After a stop, and at the end of a recording, sightings are sent for at most this long; the others are sent at the next
+# start. Supervisors kill a process that does not stop within some seconds.
+STOP_S, END_S = 8.0, 600.0
 
 
 class Watcher:
@@ -44,7 +45,7 @@ class Watcher:
         self._delivery = Delivery(queue, recognition, events, self.metrics.counts)
         self._reader = FrameReader(source, fps=fps, lost=self._source_lost, found=self._source_found)
         self._tracker = Tracker()
-        self._passages = Passages()
+        self.passages = Passages()
         self._requests: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._next_summary = time.monotonic() + SUMMARY_S
@@ -134,7 +135,7 @@ class Watcher:
         for face, track in zip(faces, self._tracker.update(detections, frame.time), strict=True):
             if track is None:
                 continue
-            passage = self._passages.of(track, frame)
+            passage = self.passages.of(track, frame)
             passage.observe(face, frame, begun)
             await asyncio.to_thread(passage.shots.offer, face, frame.time, partial(crop_jpeg, frame.image, face.box))
             if passage.confirmed and not passage.announced:
@@ -143,10 +144,10 @@ class Watcher:
 
     def _begin_requests(self) -> None:
         """Begin the comparisons and searches that the passages need."""
-        for passage in self._passages:
+        for passage in self.passages:
             if passage.looking or passage.comparing or not passage.confirmed:
                 continue
-            earlier = self._passages.predecessor(passage)
+            earlier = self.passages.predecessor(passage)
             if earlier is not None and passage.usable_since is None:
                 if adjacent(earlier, passage):
                     self._merge(earlier, passage)
@@ -180,7 +181,7 @@ class Watcher:
             self._merge(earlier, later)
 
     def _merge(self, earlier: Passage, later: Passage) -> None:
-        self._passages.merge(earlier, later)
+        self.passages.merge(earlier, later)
         self.metrics.counts.merged += 1
         self._events.report("passage_continued", passage=earlier.id, by=later.id)
 
@@ -191,18 +192,17 @@ class Watcher:
         try:
             decision = await self._recognition.search(shots, LOOK_SHARE)
         except VestibuleError as error:
+            passage.fail_look()
             self._events.report("search_failed", passage=passage.id, detail=str(error))
             return
-        finally:
-            passage.looking = False
         if passage.decision is None and passage.usable_since is not None:
             self.metrics.answer.add(time.monotonic() - passage.usable_since)
-        passage.decision = decision if passage.decision is None else better(passage.decision, decision)
+        passage.end_look(decision)
         self._events.report("answer", passage=passage.id, **decision.fields())
 
     async def _end_passages(self, now: float) -> None:
         """Queue the passages that ended before `now`, in seconds on the source's clock."""
-        for passage in self._passages.take_ended(now):
+        for passage in self.passages.take_ended(now):
             await self._end(passage)
 
     async def _end(self, passage: Passage) -> None:
@@ -224,11 +224,12 @@ class Watcher:
     async def _finish(self, delivering: asyncio.Task[None]) -> None:
         """End all passages, send sightings for a limited time, and report the summary."""
         await asyncio.gather(*self._requests)
-        for passage in self._passages.take_all():
+        for passage in self.passages.take_all():
             await self._end(passage)
-        self._delivery.stop()
+        stopped = self._stopping.is_set()
+        self._delivery.stop(wait=not stopped)
         try:
-            await asyncio.wait_for(delivering, STOP_S)
+            await asyncio.wait_for(delivering, STOP_S if stopped else END_S)
         except TimeoutError:
             self._events.report("sightings_pending", count=len(self._queue))
         self._report_summary()

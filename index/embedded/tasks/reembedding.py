@@ -155,6 +155,9 @@ class ReembeddingWorker(GalleryComponent):
         db.execute("UPDATE reembeddings SET problem = NULL WHERE token = ?", (reembedding.token,))
         return True
 
+    def prepare(self, reembedding: Reembedding) -> None:
+        """Do nothing: maintenance writes the new segments and their index after the switch."""
+
     @committing
     def switch(self, db: apsw.Connection, reembedding: Reembedding) -> int | None:
         """Replace the old vectors unless new ones are missing; return the number of missing vectors (0: done).

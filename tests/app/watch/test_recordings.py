@@ -44,16 +44,16 @@ def test_an_image_that_is_not_animated_is_one_frame(tmp_path: Path) -> None:
 def test_a_truncated_animation_ends_with_an_error(tmp_path: Path) -> None:
     path = animation(tmp_path / "clip.gif", [100, 100, 100])
     path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(SourceUnusableError, match="clip.gif"):
+    with pytest.raises(SourceUnusableError, match=r"clip[.]gif"):
         list(AnimatedImage(path).frames())
     path.write_bytes(b"GIF89a")
-    with pytest.raises(SourceUnusableError, match="clip.gif"):
+    with pytest.raises(SourceUnusableError, match=r"clip[.]gif"):
         list(AnimatedImage(path).frames())
 
 
 def test_frames_with_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames_module, "MAX_PIXELS", 64 * 48 - 1)
-    with pytest.raises(SourceUnusableError, match="64 x 48"):
+    with pytest.raises(SourceUnusableError, match=r"64 x 48"):
         list(AnimatedImage(animation(tmp_path / "clip.gif", [100] * 3)).frames())
 
 
@@ -66,7 +66,7 @@ def test_a_folder_is_read_in_the_order_of_names_and_damaged_files_are_errors_of_
     frames = list(source.frames())
     assert [frame.time for frame in frames] == pytest.approx([0, 0.2, 0.4, 0.6])
     np.testing.assert_allclose(np.asarray(frames[0].image).mean((0, 1)), COLOURS[1], atol=3)
-    with pytest.raises(FrameError, match="bb.jpg"):
+    with pytest.raises(FrameError, match=r"bb[.]jpg"):
         _ = frames[2].image
     np.testing.assert_allclose(np.asarray(frames[3].image).mean((0, 1)), COLOURS[2], atol=3)
 

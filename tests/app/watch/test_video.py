@@ -191,6 +191,8 @@ def test_a_stream_is_late_if_its_time_stamps_fall_behind_and_on_time_when_they_h
     assert lateness.is_late(2.0, 103.5)
     assert lateness.is_late(3.0, 103.5)
     assert not lateness.is_late(4.0, 104.1)
-    # Another start of the camera's clock is no lateness, in either direction.
-    assert not lateness.is_late(0.0, 200.0)
-    assert not lateness.is_late(5000.0, 201.0)
+    # A camera's clock that was set is no lateness, in either direction.
+    assert not lateness.is_late(2.0, 105.1)
+    assert not lateness.is_late(3.0, 106.1)
+    assert not lateness.is_late(5000.0, 107.0)
+    assert not lateness.is_late(5001.0, 200.0)

@@ -45,16 +45,16 @@ def content(database: Database) -> dict[tuple[str, str], set[bytes]]:
         "SELECT relname FROM pg_class WHERE relname IN ('subjects', 'rejections', 'sighting_crops', 'sighting_faces')"
         " OR relkind = 'p' AND relname LIKE 'faces!_%%' ESCAPE '!'",
     ):
-        key = "sighting_id" if str(table).startswith("sighting") else "id"
+        id_column = "sighting_id" if str(table).startswith("sighting") else "id"
         vector = "NULL" if table in ("subjects", "sighting_crops") else "vector"
         seal = "NULL" if table == "sighting_faces" else "seal"
-        for number, numbers, secret in rows(database, f"SELECT {key}, {vector}, {seal} FROM {table}"):
+        for number, numbers, key in rows(database, f"SELECT {id_column}, {vector}, {seal} FROM {table}"):
             forms = found.setdefault((str(table), str(number)), set())
             if numbers is not None:
                 values = numbers.to_numpy()  # type: ignore[attr-defined]
                 forms |= {values.astype("<f4").tobytes(), values.astype("<f2").tobytes()}
-            if secret is not None:
-                forms.add(bytes(secret))  # type: ignore[call-overload]
+            if key is not None:
+                forms.add(bytes(key))  # type: ignore[call-overload]
     return found
 
 
