@@ -171,12 +171,12 @@ def read_records(db: Connection, collection_id: int, after: int, limit: int, now
 
 
 def read_rejections(db: Connection, collection_id: int, after: int, limit: int, now: float) -> list[RejectionRecord]:
-    """Return at most `limit` rejected faces with ids above `after`; see `read_records`."""
+    """Return at most `limit` rejected faces with ids above `after`, without suspended ones; see `read_records`."""
     rows = db.execute(
         f"SELECT {subject_records.COLUMNS}, own.id, token, own.created_at, vector, own.seal, crop"  # noqa: S608
         " FROM rejections AS own JOIN subjects ON subjects.id = subject_id"
         " WHERE own.collection_id = %s AND own.id > %s AND (expires_at IS NULL OR expires_at > %s)"
-        " ORDER BY own.id LIMIT %s",
+        " AND suspended_by IS NULL ORDER BY own.id LIMIT %s",
         (collection_id, after, now, limit),
     )
     records = []

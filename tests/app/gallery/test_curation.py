@@ -194,8 +194,9 @@ def test_collection_without_faces_has_no_duplicates(running: TestClient) -> None
 def test_clusters_of_embeddings(gallery: TestClient) -> None:
     directions = np.eye(3, gallery.get(DOORS).json()["dimensions"])
     body = {"embeddings": directions[[0, 1, 1, 2, 1]].tolist()}
-    found = post(gallery, "/cluster/embeddings", body)
+    found = post(gallery, "/cluster/embeddings", body, prior=0.5)
     assert (found["clusters"], found["single"]) == ([[1, 2, 4]], [0, 3])
+    assert post(gallery, "/cluster/embeddings", body)["single"] == [0, 1, 2, 3, 4]  # unlikely by this calibration
     assert found["model"] == gallery.get(DOORS).json()["embedder"]
     for invalid, params in (({"embeddings": [[1.0]]}, {}), (body, {"prior": 1}), ({"embeddings": []}, {})):
         assert gallery.post("/cluster/embeddings", json=invalid, params=params).status_code == 422
