@@ -101,7 +101,7 @@ class ClusterParams(Schema):
 class ClusterRequest(Schema):
     """The body of `POST /cluster/embeddings`: up to 5,000 embeddings of one model.
 
-    Either lists of numbers, at most 16,384 numbers in all, or one base64 text of all embeddings, one after the other, as
+    Either lists of numbers, at most 16,384 in all, or one base64 text of all embeddings, one after the other, as
     little-endian float32.
     """
 
