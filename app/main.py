@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import errors
+from app.alerts import routes as alerts
+from app.alerts.service import AlertService
 from app.auth.keys import ApiKeys
 from app.background_tasks import background_task
 from app.classification import routes as classification
@@ -19,6 +21,7 @@ from app.console import routes as console
 from app.faces import routes as faces
 from app.faces.service import Faces
 from app.gallery import routes as gallery
+from app.gallery.calibration import routes as calibration
 from app.gallery.curation import routes as curation
 from app.gallery.maintenance import MaintenanceThread
 from app.gallery.service import GalleryService
@@ -58,7 +61,9 @@ ROUTERS = (
     gallery.router,
     curation.router,
     sightings.router,
+    calibration.router,
     models_api.router,
+    alerts.router,
 )
 
 
@@ -90,14 +95,14 @@ def create_app(settings: Settings) -> FastAPI:
             stack.callback(storage.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
-            gallery_service = app.state.gallery = GalleryService(predictor, storage, settings.merge_undo_s)
-            app.state.sightings = SightingService(predictor, storage)
+            _add_storage_services(app, predictor, storage)
             maintenance = app.state.maintenance = MaintenanceThread(storage, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
             app.openapi()  # cached: building it takes half a second, which no request may block the event loop for
-            await stack.enter_async_context(background_task(gallery_service.jobs.work()))
-            await stack.enter_async_context(background_task(gallery_service.reembedder.work()))
+            await stack.enter_async_context(background_task(app.state.gallery.jobs.work()))
+            await stack.enter_async_context(background_task(app.state.gallery.reembedder.work()))
+            await stack.enter_async_context(app.state.alerts.running())
             if settings.workers > 1 or settings.database:
                 await stack.enter_async_context(background_task(reload_sync.follow(model_manager)))
             yield
@@ -143,12 +148,22 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _add_services(app: FastAPI, settings: Settings, predictor: Predictor) -> None:
-    """Build the services that run models. The gallery's is built at startup, after its ledger is opened."""
+    """Build the services that run models and need no storage."""
     app.state.classification = Classification(predictor)
     app.state.faces = Faces(predictor)
     app.state.generation = Generation(predictor)
     app.state.restoration = Restoration(settings, predictor)
     app.state.open_inference = OpenInference(settings, predictor)
+
+
+def _add_storage_services(app: FastAPI, predictor: Predictor, storage: Storage) -> None:
+    """Build the services that need the open storage."""
+    state = app.state
+    state.gallery = GalleryService(predictor, storage, state.settings.merge_undo_s)
+    state.sightings = SightingService(predictor, storage)
+    state.alerts = AlertService(
+        storage, predictor.executors, state.settings, state.metrics, lambda: bool(state.is_stopping)
+    )
 
 
 def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Metrics, quotas: Quotas | None) -> None:

@@ -111,6 +111,8 @@ def _database_url(url: SecretStr) -> SecretStr:
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 DatabaseUrls = Annotated[tuple[DatabaseUrl, ...], NoDecode, BeforeValidator(_urls)]
 RootPath = Annotated[str, AfterValidator(_root_path)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_items)]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_items), Field(min_length=1)
 ]
@@ -181,6 +183,9 @@ class Settings(BaseSettings):
     queue_size: Positive = 1024  # images waiting for one model
     max_batch: Positive = 32
     deadline_s: Seconds = 30.0
+    alert_private_targets: Networks = ()  # networks that alerts may be sent to although they are not public
+    alert_dead_after_s: Seconds = 43_200.0  # from an alert until a failed attempt to send it is the last
+    max_alert_streams: Positive = 32  # clients of /alerts/stream at once
     merge_undo_s: Seconds = 7 * 86_400.0  # how long a merge of subjects can be undone
     upkeep_s: Seconds = 5.0  # between two rounds of the gallery's maintenance
     stop_delay_s: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # SIGTERM until the port closes; not ready meanwhile

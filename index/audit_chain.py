@@ -35,6 +35,10 @@ Action = Literal[
     "feedback",
     "submit_job",
     "cancel_job",
+    "create_alert_rule",
+    "put_alert_rule",
+    "delete_alert_rule",
+    "resend_alert",
     "begin_reembed",
     "cancel_reembed",
     "rekey",
@@ -47,6 +51,10 @@ Action = Literal[
     "import",
     "add_sighting",
     "put_sighting_settings",
+    "allow_pseudonyms",
+    "forbid_pseudonyms",
+    "calibrate",
+    "use_calibration",
 ]
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HASH_LENGTH = hashlib.sha256().digest_size * 2
@@ -59,8 +67,8 @@ class AuditEvent:
     An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. A re-embedding
     is of all faces of the collection; `faces` names the feedback that it discards. Feedback and sightings are among the
     faces, with negative ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or
-    the token of a job, a re-embedding or a merge. An import of a whole gallery is `of` the hash of the last line of
-    that gallery's log.
+    the token of a job, a re-embedding, a merge or a calibration; without `of`, the embedder's own calibration is used
+    again. An import of a whole gallery is `of` the hash of the last line of that gallery's log.
 
     Raises:
         InvalidError: `actor` or `of` is not an id, and could be a person's name.

@@ -176,12 +176,32 @@ class ProcessedItem:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """A calibration of a collection for one pipeline, fitted on site; `data` is JSON without personal data.
+
+    `token` identifies it in the API, `version` counts the calibrations of the collection from 1.
+    """
+
+    id: int
+    token: str
+    version: int
+    fingerprint: str
+    data: str
+    created_at: float
+    in_use: bool
+
+
+@dataclass(frozen=True)
 class SearchScope:
-    """A collection, its usage, and the numbers of subjects and faces that the filter selects (None: no filter)."""
+    """A collection, its usage, and the numbers of subjects and faces that the filter selects (None: no filter).
+
+    `calibration`: that of the collection for its pipeline; None if the embedder's own is used.
+    """
 
     collection: Collection
     usage: CollectionUsage
     selected: tuple[int, int] | None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)

@@ -42,31 +42,41 @@ def fit_matching(mated: Floats, impostors: Floats, data: str, prior: float = 0.5
         ValueError: fewer than `MIN_IMPOSTORS` non-mated pairs, or mated pairs are not more similar than others.
     """
     mated, impostors = np.sort(mated), np.sort(impostors)
-    count = len(impostors)
-    if count < MIN_IMPOSTORS:
-        raise ValueError(f"calibration needs {MIN_IMPOSTORS} non-mated pairs or more, got {count}")
-    rates = [rate for rate in RATES if rate * count >= MIN_FALSE_MATCHES]
-    slope, intercept = _fit_logistic(mated, impostors, prior)
+    points = fit_points(impostors)
+    slope, intercept = fit_logistic(mated, impostors, prior)
     return Matching(
-        points=tuple(OperatingPoint(fmr=rate, similarity=lowest_threshold(impostors, rate)) for rate in rates),
-        tail=_fit_tail(impostors),
+        points=points,
+        tail=fit_tail(impostors),
         slope=slope,
         intercept=intercept,
         prior=prior,
-        impostors=count,
+        impostors=len(impostors),
         data=data,
     )
 
 
-def _fit_tail(impostors: Floats) -> Tail:
-    """Fit a generalised Pareto distribution to the similarities above the (1 - TAIL_SHARE) quantile."""
+def fit_points(impostors: Floats) -> tuple[OperatingPoint, ...]:
+    """Return the thresholds at the rates that can be counted with these similarities of non-mated pairs, ascending.
+
+    Raises:
+        ValueError: fewer than `MIN_IMPOSTORS` pairs.
+    """
+    count = len(impostors)
+    if count < MIN_IMPOSTORS:
+        raise ValueError(f"calibration needs {MIN_IMPOSTORS} non-mated pairs or more, got {count}")
+    rates = [rate for rate in RATES if rate * count >= MIN_FALSE_MATCHES]
+    return tuple(OperatingPoint(fmr=rate, similarity=lowest_threshold(impostors, rate)) for rate in rates)
+
+
+def fit_tail(impostors: Floats) -> Tail:
+    """Fit a generalised Pareto distribution to the ascending similarities above the (1 - TAIL_SHARE) quantile."""
     start = float(np.quantile(impostors, 1 - TAIL_SHARE))
     excesses = impostors[impostors > start] - start
     shape, _, scale = genpareto.fit(excesses, floc=0)
     return Tail(start=start, rate=len(excesses) / len(impostors), shape=float(shape), scale=float(scale))
 
 
-def _fit_logistic(mated: Floats, impostors: Floats, prior: float) -> tuple[float, float]:
+def fit_logistic(mated: Floats, impostors: Floats, prior: float) -> tuple[float, float]:
     """Return slope and intercept of the maximum-likelihood logistic curve; mated pairs have the total weight `prior`.
 
     Raises:

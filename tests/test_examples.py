@@ -15,6 +15,7 @@ from tests.examples import Block, Session, blocks
 PAGES = (
     "README.md",
     "clients/python/README.md",
+    "docs/alerts.md",
     "docs/client.md",
     "docs/curation.md",
     "docs/gallery.md",

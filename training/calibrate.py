@@ -1,7 +1,8 @@
 """Calibrate an embedder that was not trained here: `python -m training.calibrate WEIGHTS --data faces`.
 
 Thresholds and match probabilities (`models.matching.Matching`) are fitted to the identities of the calibration split
-and written into the card.
+and written into the card: for two faces, and for the fused frames of a passage (`models.passages`). The weights, and so
+the fingerprints of collections, do not change.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from models import checkpoint
 from models.card import Metric, ModelCard
+from models.detector import Pixels
 from models.matching_fit import fit_matching
+from models.preprocess import Preprocess
 from models.tta import Tta
 from training.core.errors import exit_on_error
 from training.datasets import images
 from training.datasets.faces import draw_pairs, rows_of
-from training.metrics.embedding import embed_rows, load_embedder
-from training.metrics.verification import Scores
+from training.datasets.passages import draw_burst_rows
+from training.metrics.embedding import embed_faces, embed_rows, load_embedder
+from training.metrics.passages import BURSTS, People, WeightedFaces, crop_weight, embed_bursts, fit_passages
+from training.metrics.verification import Floats, Scores
 
 cli = typer.Typer(add_completion=False)
+
+# The size in which faces are aligned and their quality is measured, whatever size an embedder takes.
+ALIGNED = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
 
 
 def calibrate(
@@ -29,7 +38,8 @@ def calibrate(
 ) -> ModelCard:
     """Fit the matching of the embedder in `folder` to the calibration split, and return the card, updated on disk.
 
-    Compares at most `mated` pairs of each identity, and `impostors` non-mated pairs whose images are from one source.
+    Compares at most `mated` pairs of each identity, and `impostors` non-mated pairs whose images are from one source;
+    for passages as many for each number of frames.
     Vectors are averaged over the views of `tta`, which becomes the card's test-time augmentation.
 
     Raises:
@@ -49,6 +59,19 @@ def calibrate(
     metrics = [Metric(name=name, value=value, data=where) for name, value in figures.items()]
     kept = [metric for metric in card.metrics if not metric.data.startswith(f"{dataset}, calibrate: ")]
     card = card.model_copy(update={"matching": matching, "tta": tta, "metrics": (*kept, *metrics)})
+    aligned = images.load(dataset, "train", ALIGNED)
+    crop_weights = np.array([crop_weight(np.asarray(aligned.images[row])) for row in rows])
+    people = People.of(aligned, rows, WeightedFaces(vectors, crop_weights))
+    burst_rows = draw_burst_rows(aligned, rows, BURSTS, seed)
+
+    def embed(crops: Pixels) -> Floats:
+        return np.asarray(embed_faces(runtime, crops, card.preprocess, tta=tta).double().numpy())
+
+    bursts = embed_bursts(aligned, burst_rows, embed, "calibrate", seed)
+    passages = fit_passages(
+        aligned, people, burst_rows, bursts, impostors=impostors, seed=seed, data=f"{dataset}, calibrate"
+    )
+    card = card.model_copy(update={"passages": passages})
     checkpoint.write_card(folder, card)
     return card
 

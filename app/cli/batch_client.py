@@ -111,12 +111,32 @@ async def request_result(command: ImageCommand, client: AsyncClient, image: Imag
     Raises:
         VestibuleError: if the error would also occur for every other image.
     """
+
+    async def request() -> tuple[Answers[Any], Any]:
+        answer = await command.send(client, image)
+        return answer, answer.first
+
+    outcome = await answer_or_problem(image, request())
+    if isinstance(outcome, ImageResult):
+        return outcome
+    answer, item = outcome
+    common = answer.model_dump(mode="json", by_alias=True, exclude={"data"})
+    fields = item.model_dump(mode="json", by_alias=True, exclude={"index", "b64_json"})
+    record = {"file": str(image.path), **common, **fields, **command.extra_fields(image)}
+    return ImageResult(record, command.describe(image, item))
+
+
+async def answer_or_problem(image: ImageFile, request: Awaitable[T]) -> T | ImageResult:
+    """Return the answer of a request about one image, or the result for an error that concerns only this image.
+
+    Raises:
+        VestibuleError: if the error would also occur for every other image.
+    """
     import vestibule_client as vestibule
 
     name = {"file": str(image.path)}
     try:
-        answer = await command.send(client, image)
-        item = answer.first
+        return await request
     except (
         vestibule.Unreachable,
         vestibule.UnexpectedAnswer,
@@ -133,9 +153,6 @@ async def request_result(command: ImageCommand, client: AsyncClient, image: Imag
     except (vestibule.VestibuleError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return ImageResult({**name, "problem": {"title": reason}}, f"failed: {reason}", failed=True)
-    common = answer.model_dump(mode="json", by_alias=True, exclude={"data"})
-    fields = item.model_dump(mode="json", by_alias=True, exclude={"index", "b64_json"})
-    return ImageResult({**name, **common, **fields, **command.extra_fields(image)}, command.describe(image, item))
 
 
 def run_command(
@@ -145,7 +162,7 @@ def run_command(
     with report_client_errors():
         skipped: list[Path] = []
         images = list(find_images(files, skipped))
-        _report_skipped(skipped)
+        report_skipped(skipped)
         if not images:
             fail("no images found in the given folders")
         failed = asyncio.run(_print_results(images, command, url, api_key, as_json=as_json, jobs=jobs))
@@ -153,7 +170,7 @@ def run_command(
         fail(f"{failed} of {len(images)} failed")
 
 
-def _report_skipped(skipped: list[Path]) -> None:
+def report_skipped(skipped: list[Path]) -> None:
     """Name the skipped files on standard error: the first MOST_SKIPPED of them, and the number of the rest."""
     accepted = " ".join(sorted(SUFFIXES))
     for path in skipped[:MOST_SKIPPED]:

@@ -38,6 +38,8 @@ Url = Annotated[
 ApiKey = Annotated[
     str | None,
     typer.Option(
+        "--api-key",
+        "--key",
         envvar="VESTIBULE_API_KEY",
         help="The API key. Prefer the environment variable: command lines are visible to all users.",
         show_default=False,

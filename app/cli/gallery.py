@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.calibrate import calibrate, calibrations
 from app.cli.client import ApiKey, Url, connected
 from app.cli.terminal import fail, prepare_state_folder, progress_bar, read_settings, report_state_errors
 
@@ -90,6 +91,8 @@ def export_parquet(
         f" {manifest.count('feedback'):,} rejected faces of {len(manifest.collections):,} collections, and"
         f" {manifest.rows['receipts']:,} receipts to {paths[0]}"
     )
+    for kind, count in manifest.left_behind.items():
+        typer.echo(f"not exported: {count:,} {kind}", err=True)
     if manifest.unfinished_receipts:
         typer.echo(
             f"{manifest.unfinished_receipts:,} erasures are not finished: files of this gallery still have erased data",
@@ -299,6 +302,10 @@ def reembed(
     typer.echo(
         f"{collection} has vectors of {now.embedder}, {now.fingerprint}; erasure of the old vectors: {state.erasure}"
     )
+
+
+gallery_cli.command()(calibrate)
+gallery_cli.command()(calibrations)
 
 
 @contextmanager

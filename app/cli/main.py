@@ -13,9 +13,11 @@ import typer
 
 from app.cli.client import client_cli
 from app.cli.database import database_cli
+from app.cli.folders import folders_cli
 from app.cli.gallery import gallery_cli
 from app.cli.keys import keys_cli
 from app.cli.terminal import fail, read_settings, replace_unencodable
+from app.cli.watch import watch_cli
 
 if TYPE_CHECKING:
     from socket import socket
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
 cli.add_typer(client_cli)
 cli.add_typer(database_cli)
+cli.add_typer(folders_cli)
 cli.add_typer(gallery_cli)
 cli.add_typer(keys_cli)
+cli.add_typer(watch_cli)
 
 
 @cli.command()

@@ -338,10 +338,29 @@ def operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshol
     Raises:
         Unprocessable: there is no calibration, or it has no threshold for the rate.
     """
-    if card.matching is None:
+    matching = calibrated(card, card.matching)
+    return matching, threshold_at(matching, fmr)
+
+
+def calibrated(card: ModelCard, matching: Matching | None) -> Matching:
+    """Return the calibration of the embedder's vectors.
+
+    Raises:
+        Unprocessable: there is none.
+    """
+    if matching is None:
         raise Unprocessable(f"{card.name} is not calibrated: there is no similarity threshold for its embeddings")
+    return matching
+
+
+def threshold_at(matching: Matching, fmr: float) -> Threshold:
+    """Return the calibration's similarity threshold for a false match rate.
+
+    Raises:
+        Unprocessable: it has none for the rate.
+    """
     try:
-        return card.matching, card.matching.threshold(fmr)
+        return matching.threshold(fmr)
     except ValueError as error:
         raise Unprocessable(str(error)) from error
 

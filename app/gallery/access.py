@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from app.errors import Conflict, Locked, NotFound, StorageUnavailable, Unprocessable, VestibuleError, raise_if_full
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import ErasureReceipt
+from app.inference.executors import Executors
 from index.errors import ConflictError, InvalidError, LockedError, NotFoundError, UnavailableError
 from index.protocol import PlannedChange, Storage
 from index.types import Collection, Receipt
@@ -34,20 +35,17 @@ class PipelineChanged(Exception):
     """The collection was re-embedded after the request's vectors were computed."""
 
 
-class GalleryAccess:
-    """Base of services that read and change one gallery.
+class StorageAccess:
+    """Base of services that read and change a storage.
 
     All methods raise NotFound, Conflict, Locked, StorageUnavailable, Unprocessable.
 
     `actor`, an argument of many methods: the id of the caller's key for the audit log; None without keys.
     """
 
-    def __init__(self, storage: Storage, embedder: ImageEmbedder):
-        self._storage = storage
-        self._gallery = storage.gallery
-        self._embedder = embedder
-        self._executors = embedder.predictor.executors
-        self._backup_days = embedder.predictor.settings.backup_days
+    def __init__(self, executors: Executors, backup_days: float | None):
+        self._executors = executors
+        self._backup_days = backup_days
 
     async def _read(self, function: Callable[[], T]) -> T:
         """Run a function that reads the gallery, in a thread, and return its result."""
@@ -98,6 +96,16 @@ class GalleryAccess:
 
     def _receipt_response(self, receipt: Receipt) -> ErasureReceipt:
         return ErasureReceipt.from_receipt(receipt, self._backup_days)
+
+
+class GalleryAccess(StorageAccess):
+    """Base of services that read and change one gallery, and compute vectors for it."""
+
+    def __init__(self, storage: Storage, embedder: ImageEmbedder):
+        super().__init__(embedder.predictor.executors, embedder.predictor.settings.backup_days)
+        self._storage = storage
+        self._gallery = storage.gallery
+        self._embedder = embedder
 
     async def _collection(self, name: str) -> Collection:
         return await self._read(lambda: self._gallery.collection(name))

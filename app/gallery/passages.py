@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.errors import NoFace, Unprocessable
-from app.faces.service import operating_point
+from app.faces.service import operating_point, threshold_at
 from app.gallery.access import conflict_as_pipeline_changed, retry_once
+from app.gallery.calibration.thresholds import CollectionThresholds
 from app.gallery.embedding_pipeline import EmbeddedFace, EmbeddingPipeline
-from app.gallery.open_set import DecisionRule, rate_per_comparison
+from app.gallery.open_set import DecisionRule
 from app.gallery.passage_schemas import FrameStatus, PassageFrame, PassageReason, PassageResponse, PassageVerification
 from app.gallery.search import Identification, distance, list_candidates, rejection_reasons, rule_operating_point
 from app.gallery.search_schemas import SearchParams, SubjectVerifyParams
@@ -50,11 +51,14 @@ class PassageSearch(Identification):
         """
         target = await self._target(params)
         card = target.pipeline.embedder.card
-        passage = await self._fuse(target.pipeline, images, quality_gate=params.quality_gate)
+        passage = await self._fuse(target.pipeline, target.thresholds, images, quality_gate=params.quality_gate)
         rule, decision = None, None
         if passage.vector is not None:
             rule = DecisionRule.for_comparisons(
-                card.passages[passage.fused - 1], params.fpir, target.comparisons, extrapolate=params.extrapolate
+                target.thresholds.passages[passage.fused - 1],
+                params.fpir,
+                target.comparisons,
+                extrapolate=params.extrapolate,
             )
             vectors, decide = passage.vector[None], rule
             with conflict_as_pipeline_changed():
@@ -87,23 +91,15 @@ class PassageSearch(Identification):
             frame has a face. Unprocessable: the subject has no face; the embedder is not calibrated for passages, or
             its calibration has no threshold for the rate.
         """
-        collection, subject = await self._read(
-            lambda: (self._gallery.collection(name), self._gallery.subject(name, key))
-        )
-        pipeline = await self._embedder.collection_pipeline(collection)
-        passage = await self._fuse(pipeline, images)
+        target = await self._subject(name, key)
+        passage = await self._fuse(target.pipeline, target.thresholds, images)
         if passage.vector is None:
             raise NoFace("no face was found in any of the images")
-        matching = pipeline.embedder.card.passages[passage.fused - 1]
-        try:
-            threshold = matching.threshold(
-                rate_per_comparison(params.fmr, subject.faces if params.fusion == "best" else 1)
-            )
-        except ValueError as error:
-            raise Unprocessable(str(error)) from error
+        matching = target.thresholds.passages[passage.fused - 1]
+        threshold = threshold_at(matching, target.rate(params))
         vector = passage.vector
         with conflict_as_pipeline_changed():
-            match, denied = await self._read(lambda: self._compare(collection, key, vector, params.fusion, actor))
+            match, denied = await self._read(lambda: self._compare(target, vector, params.fusion, actor))
         return PassageVerification(
             verified=match.similarity >= threshold.similarity and not denied,
             denied=denied,
@@ -114,20 +110,27 @@ class PassageSearch(Identification):
             face_id=match.face,
             frames=passage.fused,
             reasons=passage.reasons,
-            model=pipeline.embedder.card.name,
-            version=pipeline.embedder.card.version,
+            model=target.pipeline.embedder.card.name,
+            version=target.pipeline.embedder.card.version,
             data=passage.frames,
         )
 
-    async def _fuse(self, pipeline: EmbeddingPipeline, images: Images, *, quality_gate: bool = False) -> Passage:
+    async def _fuse(
+        self,
+        pipeline: EmbeddingPipeline,
+        thresholds: CollectionThresholds,
+        images: Images,
+        *,
+        quality_gate: bool = False,
+    ) -> Passage:
         """Return the passage whose frames are the images.
 
         Raises:
             Unprocessable: the embedder is not calibrated for passages. VestibuleError: about the only image.
         """
         card = pipeline.embedder.card
-        matching = card.matching
-        if matching is None or len(card.passages) < MAX_FRAMES:
+        matching = thresholds.matching
+        if matching is None or len(thresholds.passages) < MAX_FRAMES:
             raise Unprocessable(
                 f"{card.name} is not calibrated for passages: its card has no thresholds for fused frames, which"
                 " `python -m training.calibrate` computes"

@@ -9,8 +9,9 @@ import numpy as np
 
 from app.errors import Unprocessable
 from app.faces.schemas import DetectedFace
-from app.faces.service import operating_point, operating_threshold
+from app.faces.service import calibrated, operating_point, threshold_at
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
+from app.gallery.calibration.thresholds import CollectionThresholds, collection_thresholds
 from app.gallery.embedding_pipeline import EmbeddedFace, EmbeddingPipeline
 from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
 from app.gallery.search_schemas import (
@@ -47,11 +48,28 @@ class SearchTarget:
     where: dict[str, list[Value]] | None
     size: SearchedCollection
     comparisons: int
+    thresholds: CollectionThresholds
 
     def rule(self, params: CandidateParams) -> DecisionRule:
         """Return the rule by which each face is decided by itself."""
-        matching = self.pipeline.embedder.card.matching
-        return DecisionRule.for_comparisons(matching, params.fpir, self.comparisons, extrapolate=params.extrapolate)
+        return DecisionRule.for_comparisons(
+            self.thresholds.matching, params.fpir, self.comparisons, extrapolate=params.extrapolate
+        )
+
+
+@dataclass(frozen=True)
+class VerifyTarget:
+    """The subject of a collection that a verification compares with; `faces` is the number of its faces."""
+
+    collection: Collection
+    pipeline: EmbeddingPipeline
+    key: str
+    faces: int
+    thresholds: CollectionThresholds
+
+    def rate(self, params: SubjectVerifyParams) -> float:
+        """Return the false match rate per comparison."""
+        return rate_per_comparison(params.fmr, self.faces if params.fusion == "best" else 1)
 
 
 class Identification(GalleryAccess):
@@ -73,7 +91,25 @@ class Identification(GalleryAccess):
             name=collection.name, subjects=usage.subjects, faces=usage.faces, exact=usage.exact, chosen=chosen
         )
         comparisons = selected.faces if params.fusion == "best" else selected.subjects
-        return SearchTarget(collection, pipeline, where, size, comparisons)
+        thresholds = collection_thresholds(pipeline.embedder.card, scope.calibration)
+        return SearchTarget(collection, pipeline, where, size, comparisons, thresholds)
+
+    async def _subject(self, name: str, key: str) -> VerifyTarget:
+        """Return the subject of the collection `name`.
+
+        Raises:
+            NotFound: no such collection or subject. Conflict: its vectors are of another pipeline.
+        """
+        collection, subject, calibration = await self._read(
+            lambda: (
+                self._gallery.collection(name),
+                self._gallery.subject(name, key),
+                self._storage.calibrations.in_use(name),
+            )
+        )
+        pipeline = await self._embedder.collection_pipeline(collection)
+        thresholds = collection_thresholds(pipeline.embedder.card, calibration)
+        return VerifyTarget(collection, pipeline, subject.key, subject.faces, thresholds)
 
     def _decide(
         self,
@@ -113,20 +149,18 @@ class Identification(GalleryAccess):
         self._gallery.note_search(target.collection.name, subjects, actor=actor)
         return results
 
-    def _compare(
-        self, collection: Collection, key: str, vector: Floats, fusion: Fusion, actor: str | None
-    ) -> tuple[Match, bool]:
+    def _compare(self, target: VerifyTarget, vector: Floats, fusion: Fusion, actor: str | None) -> tuple[Match, bool]:
         """Compare a vector [D] with the subject and record it: the match, and whether feedback rules it out.
 
         Raises:
             Unprocessable: the subject has no face.
         """
         match, denied = self._storage.searches.compare(
-            collection.name, key, vector, fusion=fusion, fingerprint=collection.fingerprint
+            target.collection.name, target.key, vector, fusion=fusion, fingerprint=target.collection.fingerprint
         )
         if match is None:
             raise Unprocessable("the subject has no face to compare with")
-        self._gallery.note_search(collection.name, [match.subject], actor=actor)
+        self._gallery.note_search(target.collection.name, [match.subject], actor=actor)
         return match, denied
 
 
@@ -185,19 +219,14 @@ class GallerySearch(Identification):
             VestibuleError: about the request or its image. NotFound, Conflict: as `search`. Unprocessable: the subject
             has no face, or the embedder's calibration has no threshold for the rate.
         """
-        collection, subject = await self._read(
-            lambda: (self._gallery.collection(name), self._gallery.subject(name, key))
-        )
-        pipeline = await self._embedder.collection_pipeline(collection)
-        card = pipeline.embedder.card
-        comparisons = subject.faces if params.fusion == "best" else 1
-        matching, threshold = operating_threshold(card, rate_per_comparison(params.fmr, comparisons))
-        face = await self._embedder.embed_only_image(pipeline, images)
+        target = await self._subject(name, key)
+        card = target.pipeline.embedder.card
+        matching = calibrated(card, target.thresholds.matching)
+        threshold = threshold_at(matching, target.rate(params))
+        face = await self._embedder.embed_only_image(target.pipeline, images)
 
         with conflict_as_pipeline_changed():
-            match, denied = await self._read(
-                lambda: self._compare(collection, key, face.vector.numpy(), params.fusion, actor)
-            )
+            match, denied = await self._read(lambda: self._compare(target, face.vector.numpy(), params.fusion, actor))
         return SubjectVerification(
             verified=match.similarity >= threshold.similarity and not denied,
             denied=denied,

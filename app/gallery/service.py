@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from app.errors import Conflict, Locked, NoFace, NotFound, Unprocessable
 from app.gallery.access import GalleryAccess, PipelineChanged, conflict_as_pipeline_changed, retry_once
 from app.gallery.bulk.enrolment import BulkJobs
+from app.gallery.calibration.service import SiteCalibrations
 from app.gallery.curation.proposals import Proposals
 from app.gallery.curation.service import GalleryCuration
 from app.gallery.curation.vector_search import VectorSearch
@@ -64,6 +65,7 @@ class GalleryService(GalleryAccess):
         self.proposals = Proposals(storage, self._embedder)
         self.vector_searches = VectorSearch(storage, self._embedder)
         self.passages = PassageSearch(storage, self._embedder)
+        self.calibrations = SiteCalibrations(storage, self._embedder)
         self.jobs = BulkJobs(storage, background)
         self.reembedder = Reembedder(storage, background)
 

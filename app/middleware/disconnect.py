@@ -24,14 +24,15 @@ class Disconnect:
         assert task is not None  # noqa: S101  a coroutine runs in one
         client = _Client(receive, task.cancel)
 
-        async def unwatched_send(message: Message) -> None:
-            client.stop_watching()  # the response is computed: nothing is left to cancel
+        async def watched_send(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                client.stop_watching()  # the response is complete: nothing is left to cancel
             await send(message)
 
         if is_without_body(scope):
             client.watch()
         try:
-            await self.app(scope, client.receive, unwatched_send)
+            await self.app(scope, client.receive, watched_send)
         except asyncio.CancelledError:
             # If the server has cancelled the task as well, the cancellation must reach it.
             if not client.disconnected.is_set() or task.uncancel():

@@ -61,6 +61,12 @@ class Metrics:
         self.reloads = counter("vestibule_reloads", "Reloads by outcome", ["model", "outcome"])
         self.evictions = counter("vestibule_evictions", "Models evicted to free memory", ["model"])
 
+        self.alert_attempts = counter(
+            "vestibule_alert_attempts",
+            "Attempts to send an alert: delivered, failed, dead (the last failed one)",
+            ["outcome"],
+        )
+
         self.maintenance_failures = counter(
             "vestibule_maintenance_failures", "Failed steps of gallery maintenance (round: a whole round)", ["step"]
         )

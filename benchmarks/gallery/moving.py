@@ -38,6 +38,7 @@ SEARCHES = 1000
 EVERY = 100  # one subject of so many has metadata, feedback or an expiry, is erased, or has no face
 
 Times = dict[str, dict[str, float]]
+Timer = Callable[[str], AbstractContextManager[None]]
 
 
 def fill(storage: Storage, data: Clustered) -> None:
@@ -93,9 +94,7 @@ def count_equal_searches(first: Storage, last: Storage, data: Clustered) -> int:
     return len(queries)
 
 
-def move(
-    source: Storage, target: Storage, folder: Path, timed: Callable[[str], AbstractContextManager[None]], name: str
-) -> None:
+def move(source: Storage, target: Storage, folder: Path, timed: Timer, name: str) -> None:
     """Export, import and compare; the import is repeated, and must change nothing."""
     with timed(f"{name}: export"):
         manifest = export_gallery(source.transfer, folder)

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from index.embedded.admin import verify
+from index.embedded.alerts.alerts import AlertOutbox, AlertRules, Alerts, store_alerts
 from index.embedded.audit.id_normalisation import count_clashes
+from index.embedded.calibration.calibrations import Calibrations
 from index.embedded.curation.curation import Curation
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
@@ -33,10 +35,14 @@ class EmbeddedStorage:
 
     def __init__(self, folder: Path, *, key: OperatorKey | None = None):
         self.gallery = EmbeddedGallery(folder, key=key)
+        self.alert_rules = AlertRules(self.gallery)
+        self.alerts = Alerts(self.gallery)
+        self.alert_outbox = AlertOutbox(self.gallery)
         self.searches = Searches(self.gallery)
         self.feedback = Feedback(self.gallery)
         self.curation = Curation(self.gallery)
-        self.sightings = Sightings(self.gallery)
+        self.sightings = Sightings(self.gallery, [store_alerts])
+        self.calibrations = Calibrations(self.gallery)
         self.jobs = JobQueue(self.gallery)
         self.job_worker = BulkEnrolmentWorker(self.gallery)
         self.reembeddings = Reembeddings(self.gallery)

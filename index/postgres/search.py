@@ -25,6 +25,7 @@ import psycopg
 from psycopg import sql
 
 from index.postgres import hnsw
+from index.postgres.calibration import calibration_records
 from index.postgres.gallery import GalleryComponent, PostgresGallery
 from index.postgres.readers import Readers
 from index.postgres.store import face_tables, subject_records
@@ -220,7 +221,8 @@ class PostgresSearches(GalleryComponent):
 
         def read(db: Connection, current: Collection) -> SearchScope:
             selected = selected_counts(db, current, where) if where else None
-            return SearchScope(current, self.gallery.usage_of(db, current), selected)
+            calibration = calibration_records.in_use(db, current)
+            return SearchScope(current, self.gallery.usage_of(db, current), selected, calibration)
 
         return self._read(collection, read)
 

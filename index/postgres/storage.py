@@ -9,6 +9,8 @@ from psycopg import sql
 from index.engine.repeater import Repeater
 from index.errors import GalleryError
 from index.postgres import verify
+from index.postgres.alerts.alerts import PostgresAlertOutbox, PostgresAlertRules, PostgresAlerts, store_alerts
+from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
@@ -44,10 +46,14 @@ class PostgresStorage:
         self._database = database
         self._readers = Readers(database, readers)
         self.gallery = PostgresGallery(database)
+        self.alert_rules = PostgresAlertRules(self.gallery)
+        self.alerts = PostgresAlerts(self.gallery)
+        self.alert_outbox = PostgresAlertOutbox(self.gallery)
         self.searches = PostgresSearches(self.gallery, self._readers)
         self.feedback = PostgresFeedback(self.gallery)
         self.curation = PostgresCuration(self.gallery)
-        self.sightings = PostgresSightings(self.gallery)
+        self.sightings = PostgresSightings(self.gallery, [store_alerts])
+        self.calibrations = PostgresCalibrations(self.gallery)
         self.jobs = PostgresJobQueue(self.gallery)
         self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)

@@ -3,6 +3,8 @@
 `index.factory.open_storage` opens a `Storage`, whose attributes are the other interfaces.
 """
 
+from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
+from index.protocol.calibrations import Calibrations
 from index.protocol.changes import IDEMPOTENCY_S, ChangingMethod, PlannedChange, changes
 from index.protocol.curation import UNDO_S, Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
@@ -18,7 +20,11 @@ __all__ = [
     "IDEMPOTENCY_S",
     "LEASE_S",
     "UNDO_S",
+    "AlertOutbox",
+    "AlertRules",
+    "Alerts",
     "AuditLog",
+    "Calibrations",
     "ChangingMethod",
     "Curation",
     "Feedback",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from index.protocol.alerts import AlertOutbox, AlertRules, Alerts
+from index.protocol.calibrations import Calibrations
 from index.protocol.curation import Curation
 from index.protocol.gallery import Feedback, Gallery, Searches
 from index.protocol.jobs import JobQueue, JobWorker
@@ -40,6 +42,21 @@ class Storage(Protocol):
         ...
 
     @property
+    def alert_rules(self) -> AlertRules:
+        """The rules of alerts."""
+        ...
+
+    @property
+    def alerts(self) -> Alerts:
+        """The alerts that the rules caused."""
+        ...
+
+    @property
+    def alert_outbox(self) -> AlertOutbox:
+        """The pending deliveries of alerts, for this process."""
+        ...
+
+    @property
     def searches(self) -> Searches:
         """Searches of the gallery."""
         ...
@@ -57,6 +74,11 @@ class Storage(Protocol):
     @property
     def sightings(self) -> Sightings:
         """The sightings of the gallery's collections."""
+        ...
+
+    @property
+    def calibrations(self) -> Calibrations:
+        """Calibrations of collections on site."""
         ...
 
     @property

@@ -14,14 +14,15 @@ from pydantic import BaseModel
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from vestibule_client import AsyncClient, Client, File, answers, calls, gallery_calls, sighting_calls
+from vestibule_client import AsyncClient, Client, File, alert_calls, answers, calls, gallery_calls, sighting_calls
 from vestibule_client.call import Call
 from vestibule_client.errors import ProblemDocument
 
 Schema = dict[str, Any]
 
-# Routes without a call: Prometheus' page and other clients' protocols. The console is not in the document.
-LEFT_OUT = {"/metrics"}
+# Routes without a call: Prometheus' page, the event stream (`Client.alert_events`) and other clients' protocols. The
+# console is not in the document.
+LEFT_OUT = {"/metrics", "/alerts/stream"}
 LEFT_OUT_BELOW = ("/v1/", "/v2")
 # Parameters that no call has; for values of `format` and `sequence` there are separate calls.
 NOT_SENT = {
@@ -57,6 +58,12 @@ ARGUMENTS: dict[str, Any] = {
     "crop": PICTURE,
     "verify_embeddings.source": [1.0],
     "targets": [[1.0]],
+    "trigger": "match",
+    "cameras": ["north"],
+    "schedule": {"time_zone": "UTC", "periods": [{"weekdays": ["mon"], "start": "22:00", "end": "06:00"}]},
+    "create_alert_rule.targets": [{"kind": "webhook", "url": "https://example.org"}],
+    "replace_alert_rule.targets": [{"kind": "mqtt", "url": "mqtts://example.org", "topic": "doors"}],
+    "state": "dead",
     "embeddings": [[1.0]],
     "search_faces.faces": ["a1"],
     "move_faces.faces": ["a1"],
@@ -75,7 +82,7 @@ BY_TYPE = {
 
 
 def builders() -> Iterator[tuple[str, Callable[..., Call[Any]]]]:
-    for module in (calls, gallery_calls, sighting_calls):
+    for module in (calls, gallery_calls, sighting_calls, alert_calls):
         for name, function in vars(module).items():
             if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
                 yield name, function
@@ -277,7 +284,7 @@ def test_every_call_is_a_method_of_both_clients(client: type) -> None:
 def test_responses_ignore_unknown_fields() -> None:
     models: list[type[BaseModel]] = [
         value
-        for module in (answers, gallery_calls, sighting_calls)
+        for module in (answers, gallery_calls, sighting_calls, alert_calls)
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, answers.Answer)
     ]

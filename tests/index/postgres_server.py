@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -50,10 +50,22 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres_server: str) -> Iterator[str]:
-    """The address of a new database with the current schema."""
-    name = f"test_{next(_numbers)}"
+def database_urls(postgres_server: str) -> Iterator[Callable[[], str]]:
+    """A function that creates a database with the current schema, and returns its address."""
+    names: list[str] = []
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-        yield postgres_server.replace("/postgres?", f"/{name}?")
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+        def create() -> str:
+            names.append(f"test_{next(_numbers)}")
+            connection.execute(f"CREATE DATABASE {names[-1]} TEMPLATE {_TEMPLATE}")
+            return postgres_server.replace("/postgres?", f"/{names[-1]}?")
+
+        yield create
+        for name in names:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(database_urls: Callable[[], str]) -> str:
+    """The address of a new database with the current schema."""
+    return database_urls()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from models.matching import Matching, OperatingPoint
 from models.matching_fit import fit_matching
 from models.passages import MAX_FRAMES, fuse, quality_weight
 from training.core.seeds import derive, generator
-from training.datasets.faces import source_of
+from training.datasets.faces import FaceSplit, source_of
 from training.datasets.images import ImageSet, Indices
 from training.datasets.passages import burst, draw_photo_passages
 from training.metrics.verification import Floats, Scores
@@ -48,12 +49,12 @@ def crop_weight(crop: Pixels) -> float:
     return quality_weight(align.measure(Face((0, 0, align.SIDE, align.SIDE), 1.0, align.TEMPLATE), crop))
 
 
-def embed_bursts(faces: ImageSet, rows: Indices, embed: Embed, seed: int) -> WeightedFaces:
-    """Return the faces [len(rows), MAX_FRAMES] of bursts of these photos."""
-    draw = generator(seed, "burst")
+def embed_bursts(aligned: ImageSet, rows: Indices, embed: Embed, split: FaceSplit, seed: int) -> WeightedFaces:
+    """Return the faces [len(rows), MAX_FRAMES] of bursts of these photos, which are of one split."""
+    draw = generator(seed, "bursts", split)
     parts = []
     for first in range(0, len(rows), _AT_ONCE):
-        frames = burst(np.asarray(faces.images[rows[first : first + _AT_ONCE]]), MAX_FRAMES, draw)
+        frames = burst(np.asarray(aligned.images[rows[first : first + _AT_ONCE]]), MAX_FRAMES, draw)
         parts.append(WeightedFaces.of(frames.reshape(-1, *frames.shape[2:]), embed))
     vectors = np.concatenate([part.vectors for part in parts])
     weights = np.concatenate([part.weights for part in parts])
@@ -83,15 +84,15 @@ class People:
         source.
         """
         random = np.random.default_rng(derive(seed, "impostor"))
-        mated, others = [], []
-        for vector, position, own in zip(fused, photo, enrolled, strict=True):
+        strangers = [
+            np.flatnonzero((self.sources == self.sources[own]) & (self.labels != self.labels[own])) for own in photo
+        ]
+        each = math.ceil(impostors / max(1, sum(len(others) > 0 for others in strangers)))
+        mated, other = [], []
+        for vector, own, others in zip(fused, enrolled, strangers, strict=True):
             mated.append(self.faces.vectors[own] @ vector)
-            strangers = np.flatnonzero(
-                (self.sources == self.sources[position]) & (self.labels != self.labels[position])
-            )
-            drawn = random.choice(strangers, round(impostors / len(fused))) if len(strangers) else strangers
-            others.append(self.faces.vectors[drawn] @ vector)
-        return Scores(np.sort(np.concatenate(mated)), np.sort(np.concatenate(others)))
+            other.append(self.faces.vectors[random.choice(others, each) if len(others) else others] @ vector)
+        return Scores(np.sort(np.concatenate(mated)), np.sort(np.concatenate(other)))
 
 
 def stricter(first: Scores, second: Scores, data: str) -> Matching:

@@ -11,13 +11,13 @@ subject's own photo is not the first candidate, or does not reach the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from models.bootstrap import rate_interval, resampled
 from models.matching_fit import lowest_threshold
 from training.core.seeds import derive
 
@@ -121,35 +121,18 @@ def accuracy_over_folds(similarities: Floats, same: Flags, fold: Indices) -> tup
     return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1) / np.sqrt(len(numbers)))
 
 
-def resampled(identities: Indices, draws: int, seed: int) -> Iterator[Floats]:
-    """Yield bootstrap weights [P] of the pairs, `draws` times: identities are drawn with replacement.
-
-    `identities` [P, 2] are those of a pair's images. Pairs that share a person are not independent, so people are drawn
-    instead of pairs. The weight of a non-mated pair is the product of its two people's counts, that of a mated pair its
-    person's count. The vertex bootstrap of Snijders, Borgatti, "Non-Parametric Standard Errors and Tests for Network
-    Statistics", Connections 22, 1999.
-    """
-    random = np.random.default_rng(derive(seed, "bootstrap"))
-    names, numbers = np.unique(identities, return_inverse=True)
-    first, second = numbers.reshape(identities.shape).T
-    chances = np.full(len(names), 1 / len(names))
-    for _ in range(draws):
-        count = random.multinomial(len(names), chances).astype(np.float64)
-        yield count[first] * np.where(first == second, 1.0, count[second])
-
-
 def fmr_interval(
     accepted: Flags, identities: Indices, *, draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the confidence interval (low, high) of the FMR, 0..1: percentiles of a bootstrap over identities.
+    """Return the confidence interval (low, high) of the FMR, 0..1; see `bootstrap.rate_interval`.
 
     `accepted` [P]: whether each non-mated pair was accepted. `identities` [P, 2]: the people of each pair.
     """
-    # With very few people a draw may contain only one person, and therefore no pair.
-    weights = (weight for weight in resampled(identities, draws, seed) if weight.any())
-    rates = [float(weight @ accepted / weight.sum()) for weight in weights]
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return rate_interval(accepted, identities, _bootstrap(seed), draws=draws, level=level)
+
+
+def _bootstrap(seed: int) -> np.random.Generator:
+    return np.random.default_rng(derive(seed, "bootstrap"))
 
 
 class Reliability(NamedTuple):
@@ -195,7 +178,7 @@ def reliability(
     weight = binned(once, once)
     kept = weight > 0
     drawn = []
-    for counts in resampled(identities, draws, seed):
+    for counts in resampled(identities, draws, _bootstrap(seed)):
         if counts[same].any() and counts[~same].any():
             total = binned(once, counts)[kept]
             # A bin may be empty in a draw.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 from urllib.parse import quote
@@ -10,7 +11,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from vestibule_client.errors import UnexpectedAnswer, read_problem
+from vestibule_client.errors import TimedOut, UnexpectedAnswer, Unreachable, read_problem
 from vestibule_client.files import File
 from vestibule_client.pictures import Part
 from vestibule_client.retries import retry_after
@@ -90,3 +91,18 @@ def _file(response: httpx.Response) -> File:
         raise UnexpectedAnswer(f"expected an image, got {media_type or 'no media type'}")
     seed = response.headers.get("x-seed")
     return File(response.content, media_type, int(seed) if seed else None, response.headers.get("etag"))
+
+
+@contextmanager
+def translated(url: httpx.URL) -> Iterator[None]:
+    """Convert errors of httpx to `VestibuleError`."""
+    try:
+        yield
+    except httpx.ConnectTimeout as error:
+        raise Unreachable(f"no service responds at {url}") from error
+    except httpx.TimeoutException as error:
+        raise TimedOut(f"no response from {url} within the timeout") from error
+    except httpx.ConnectError as error:
+        raise Unreachable(f"no service responds at {url}: {error}") from error
+    except httpx.HTTPError as error:
+        raise Unreachable(f"the connection to {url} was lost: {error}") from error

@@ -7,7 +7,7 @@ import inspect
 import ipaddress
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +17,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from vestibule_client import calls, gallery_calls, sighting_calls
-from vestibule_client.call import Call
-from vestibule_client.errors import TimedOut, Unreachable
+from vestibule_client import alert_calls, calls, gallery_calls, sighting_calls
+from vestibule_client.alert_answers import AlertEvent
+from vestibule_client.alert_stream import read_stream, read_stream_async
+from vestibule_client.call import Call, translated
 from vestibule_client.files import File
 from vestibule_client.retries import WHEN_BUSY, Retries
 
@@ -88,13 +89,26 @@ class Client:
         request = self._http.build_request(**call.request())
         attempt = 0
         while True:
-            with _translated(self._http.base_url):
+            with translated(self._http.base_url):
                 response = self._http.send(request)
             wait = self._retries.wait(response, attempt)
             if wait is None:
                 return call.read(response)
             time.sleep(wait)
             attempt += 1
+
+    def alert_events(
+        self, collection: str | None = None, *, last_id: str | None = None
+    ) -> Generator[AlertEvent, None, None]:
+        """Yield alerts as they happen, of one collection or of all, until the iterator is closed.
+
+        A connection that ends is opened again, and continues behind the last event. `last_id`: the id of the last event
+        that the caller has.
+
+        Raises:
+            VestibuleError: the service refuses the stream, or cannot be reached at first.
+        """
+        return read_stream(self._http, collection, last_id)
 
     def close(self) -> None:
         """Close the connections."""
@@ -173,6 +187,19 @@ class Client:
     erase_sighting = _blocking(sighting_calls.erase_sighting)
     sighting_settings = _blocking(sighting_calls.sighting_settings)
     put_sighting_settings = _blocking(sighting_calls.put_sighting_settings)
+    calibrate = _blocking(gallery_calls.calibrate)
+    calibrations = _blocking(gallery_calls.calibrations)
+    calibration = _blocking(gallery_calls.calibration)
+    calibration_in_use = _blocking(gallery_calls.calibration_in_use)
+    use_calibration = _blocking(gallery_calls.use_calibration)
+    create_alert_rule = _blocking(alert_calls.create_alert_rule)
+    replace_alert_rule = _blocking(alert_calls.replace_alert_rule)
+    alert_rules = _blocking(alert_calls.alert_rules)
+    alert_rule = _blocking(alert_calls.alert_rule)
+    delete_alert_rule = _blocking(alert_calls.delete_alert_rule)
+    alerts = _blocking(alert_calls.alerts)
+    alert = _blocking(alert_calls.alert)
+    resend_alert = _blocking(alert_calls.resend_alert)
 
 
 class AsyncClient:
@@ -203,13 +230,19 @@ class AsyncClient:
         request = self._http.build_request(**call.request())
         attempt = 0
         while True:
-            with _translated(self._http.base_url):
+            with translated(self._http.base_url):
                 response = await self._http.send(request)
             wait = self._retries.wait(response, attempt)
             if wait is None:
                 return call.read(response)
             await asyncio.sleep(wait)
             attempt += 1
+
+    def alert_events(
+        self, collection: str | None = None, *, last_id: str | None = None
+    ) -> AsyncGenerator[AlertEvent, None]:
+        """Yield alerts as they happen; see `Client.alert_events`."""
+        return read_stream_async(self._http, collection, last_id)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -288,6 +321,19 @@ class AsyncClient:
     erase_sighting = _awaitable(sighting_calls.erase_sighting)
     sighting_settings = _awaitable(sighting_calls.sighting_settings)
     put_sighting_settings = _awaitable(sighting_calls.put_sighting_settings)
+    calibrate = _awaitable(gallery_calls.calibrate)
+    calibrations = _awaitable(gallery_calls.calibrations)
+    calibration = _awaitable(gallery_calls.calibration)
+    calibration_in_use = _awaitable(gallery_calls.calibration_in_use)
+    use_calibration = _awaitable(gallery_calls.use_calibration)
+    create_alert_rule = _awaitable(alert_calls.create_alert_rule)
+    replace_alert_rule = _awaitable(alert_calls.replace_alert_rule)
+    alert_rules = _awaitable(alert_calls.alert_rules)
+    alert_rule = _awaitable(alert_calls.alert_rule)
+    delete_alert_rule = _awaitable(alert_calls.delete_alert_rule)
+    alerts = _awaitable(alert_calls.alerts)
+    alert = _awaitable(alert_calls.alert)
+    resend_alert = _awaitable(alert_calls.resend_alert)
 
 
 def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:
@@ -345,18 +391,3 @@ def _version() -> str:
         return version("vestibule-client")
     except PackageNotFoundError:  # run from a checkout
         return "0"
-
-
-@contextmanager
-def _translated(url: httpx.URL) -> Iterator[None]:
-    """Convert errors of httpx to `VestibuleError`."""
-    try:
-        yield
-    except httpx.ConnectTimeout as error:
-        raise Unreachable(f"no service responds at {url}") from error
-    except httpx.TimeoutException as error:
-        raise TimedOut(f"no response from {url} within the timeout") from error
-    except httpx.ConnectError as error:
-        raise Unreachable(f"no service responds at {url}: {error}") from error
-    except httpx.HTTPError as error:
-        raise Unreachable(f"the connection to {url} was lost: {error}") from error

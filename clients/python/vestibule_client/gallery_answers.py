@@ -360,3 +360,64 @@ class JobItemPage(Answer):
 
     data: list[JobItem]
     next: int | None
+
+
+class RateChange(Answer):
+    """An error rate at a requested rate before and after a calibration, with 95 % intervals; `after` may be None."""
+
+    requested: float
+    comparisons: int
+    before: float
+    before_low: float
+    before_high: float
+    after: float | None
+    after_low: float | None
+    after_high: float | None
+
+
+class GroupErrors(Answer):
+    """The FMR at a requested 0.01 of the strangers whose metadata have this value."""
+
+    field: str
+    value: str
+    people: int
+    comparisons: int
+    before: float
+    after: float | None
+
+
+class CalibrationReport(Answer):
+    """What a calibration changes: FMR per comparison, FPIR per photo of a stranger, FNIR per mated photo."""
+
+    people: int
+    photos: int
+    comparisons: int
+    mated: int
+    fmr: list[RateChange]
+    fpir: list[RateChange]
+    fnir: list[RateChange]
+    groups: list[GroupErrors]
+
+
+class CalibrationInfo(Answer):
+    """A calibration of a collection; `in_use` if its searches use it."""
+
+    id: str
+    version: int
+    fingerprint: str
+    created_at: datetime
+    in_use: bool
+    report: CalibrationReport
+
+
+class CalibrationPage(Answer):
+    """A page of calibrations, oldest first; `next` is the `after` of the next page, None on the last."""
+
+    data: list[CalibrationInfo]
+    next: int | None
+
+
+class CalibrationInUse(Answer):
+    """The calibration that searches of a collection use; None: the embedder's own."""
+
+    calibration: CalibrationInfo | None

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from vestibule_client.call import Call
 from vestibule_client.files import File
 from vestibule_client.gallery_answers import (
+    CalibrationInfo,
+    CalibrationInUse,
+    CalibrationPage,
     Clusters,
     CollectionDetail,
     CollectionInfo,
@@ -389,6 +392,41 @@ def reembedding(collection: str) -> Call[Reembedding]:
 def cancel_reembedding(collection: str) -> Call[Reembedding]:
     """Cancel a re-embedding; the collection keeps its vectors."""
     return Call("DELETE", _COLLECTION + "/reembed", Reembedding, {"collection": collection})
+
+
+def calibrate(
+    collection: str, strangers: str, *, mated: str | None = None, compare_strangers: bool = True
+) -> Call[CalibrationInfo]:
+    """Fit a collection's thresholds to photos of people who are not enrolled, and use them from now on.
+
+    `strangers` is a collection with these photos, each subject a person; `mated` one with further photos of enrolled
+    people under their ids. `compare_strangers` must be false if a person may have several ids among the strangers.
+    """
+    body = {"strangers": strangers, "mated": mated, "compare_strangers": compare_strangers}
+    return Call("POST", _COLLECTION + "/calibrations", CalibrationInfo, {"collection": collection}, json=body)
+
+
+def calibrations(collection: str, *, after: int = 0, limit: int = 100) -> Call[CalibrationPage]:
+    """List a collection's calibrations by page; `after` is `next` of the previous page."""
+    query = {"after": after, "limit": limit}
+    return Call("GET", _COLLECTION + "/calibrations", CalibrationPage, {"collection": collection}, query)
+
+
+def calibration(collection: str, calibration: str) -> Call[CalibrationInfo]:
+    """Return a calibration with its report."""
+    names = {"collection": collection, "calibration": calibration}
+    return Call("GET", _COLLECTION + "/calibrations/{calibration}", CalibrationInfo, names)
+
+
+def calibration_in_use(collection: str) -> Call[CalibrationInUse]:
+    """Return the calibration that searches of a collection use."""
+    return Call("GET", _COLLECTION + "/calibration", CalibrationInUse, {"collection": collection})
+
+
+def use_calibration(collection: str, calibration: str | None) -> Call[CalibrationInUse]:
+    """Use an earlier calibration of a collection from now on; None: the embedder's own."""
+    body = {"id": calibration}
+    return Call("PUT", _COLLECTION + "/calibration", CalibrationInUse, {"collection": collection}, json=body)
 
 
 def _search_query(

@@ -8,15 +8,16 @@ growing `k`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import apsw
 
+from index.embedded.calibration import calibration_records
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, subject_records, vector_records
 from index.embedded.store.ledger import Row
+from index.metadata import is_match
 from index.types import Collection, Floats, Fusion, Match, SearchScope, Where
 from index.validation import ROUNDING, check_fingerprint, normalised_where, unit_vectors
 
@@ -44,7 +45,8 @@ class Searches(GalleryComponent):
         with self.ledger.snapshot() as db:
             current = collection_records.find(db, collection)
             selected = selected_counts(db, current.id, where) if where else None
-            return SearchScope(current, self.gallery.usage_of(db, current), selected)
+            calibration = calibration_records.in_use(db, current)
+            return SearchScope(current, self.gallery.usage_of(db, current), selected, calibration)
 
     def search(
         self,
@@ -186,20 +188,7 @@ def _decrypted_matches(
 ) -> list[int]:
     """Return the matching ids of an encrypted collection, ascending. Decrypts all metadata, or that of `ids`."""
     subjects, where = subject_records.metadata(db, cipher, collection_id, ids), normalised_where(where)
-    return [number for number, metadata in subjects if _is_match(metadata, where)]
-
-
-def _is_match(metadata: Mapping[str, Any], where: Where) -> bool:
-    return all(
-        any((_kind(value), value) == (_kind(metadata.get(key)), metadata.get(key)) for value in allowed)
-        for key, allowed in where.items()
-    )
-
-
-def _kind(value: object) -> str | None:
-    """Return the type of a JSON value as `subject_values` distinguishes them: a boolean is not a number."""
-    kinds = ((bool, "boolean"), (str, "text"), (int | float, "number"))
-    return next((name for kind, name in kinds if isinstance(value, kind)), None)
+    return [number for number, metadata in subjects if is_match(metadata, where)]
 
 
 def _condition(collection_id: int, where: Where) -> tuple[str, Row]:

@@ -220,9 +220,10 @@ def skip_ids(db: apsw.Connection, gap: Callable[[], int]) -> None:
     """Make the next id of each table exceed all earlier ids, including removed ones, by more than the next `gap`."""
     greatest = db.execute(
         "SELECT coalesce(max(collection_id), 0), coalesce(max(subject_id), 0), coalesce(max(face_id), 0),"
-        " coalesce(max(seq), 0), 0 FROM removals"
+        " coalesce(max(seq), 0), 0, 0 FROM removals"
     ).get
-    for table, removed in zip(("collections", "subjects", "faces", "removals", "sightings"), greatest, strict=True):
+    tables = ("collections", "subjects", "faces", "removals", "sightings", "alerts")
+    for table, removed in zip(tables, greatest, strict=True):
         last = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).get
         db.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
         db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, max(removed, last) + gap()))

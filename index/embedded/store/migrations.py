@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import apsw
 
-from index.embedded.store.schema import curation, gallery, sightings, transfer
+from index.embedded.store.schema import alerts, calibration, curation, gallery, sightings, transfer
 from index.errors import TooNewError
 
-STEPS: tuple[str, ...] = (*gallery.STEPS, curation.STEP, transfer.STEP, sightings.STEP)
+STEPS: tuple[str, ...] = (*gallery.STEPS, curation.STEP, transfer.STEP, sightings.STEP, calibration.STEP, alerts.STEP)
 
 
 def migrate(connection: apsw.Connection, steps: tuple[str, ...] = STEPS) -> None:

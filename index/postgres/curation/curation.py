@@ -112,8 +112,8 @@ class PostgresCuration(GalleryComponent):
         target, now = collection_records.find(db, collection, "share"), self.database.now(db)
         if not faces:
             raise InvalidError("expected at least one face")
-        remove_expired_among(db, target, [key], now)
-        (number,) = subject_records.ids_for_enrolment(db, target.id, [key], now).values()
+        existing = remove_expired_among(db, target, [key], now)
+        (number,) = subject_records.put_all(db, target.id, {key: None}, existing, now).values()
         owners = face_records.ids_of_tokens(db, target.id, faces)
         moving = [face for face, owner in owners.items() if owner != number]
         sources = subject_records.by_id(db, {owners[face] for face in moving})

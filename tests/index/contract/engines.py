@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from index.embedded.alerts import alerts as embedded_alerts
+from index.embedded.calibration.calibrations import Calibrations as EmbeddedCalibrations
 from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.feedback import Feedback as EmbeddedFeedback
@@ -18,6 +20,8 @@ from index.embedded.sightings.sightings import Sightings as EmbeddedSightings
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
 from index.postgres import hnsw
+from index.postgres.alerts import alerts as postgres_alerts
+from index.postgres.calibration.calibrations import PostgresCalibrations
 from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
@@ -26,7 +30,20 @@ from index.postgres.reembedding import PostgresReembeddings, PostgresReembedding
 from index.postgres.search import PostgresSearches
 from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store.database import Database
-from index.protocol import AuditLog, Curation, Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches, Sightings
+from index.protocol import (
+    AlertOutbox,
+    AlertRules,
+    Alerts,
+    AuditLog,
+    Calibrations,
+    Curation,
+    Feedback,
+    Gallery,
+    Reembeddings,
+    ReembeddingWorker,
+    Searches,
+    Sightings,
+)
 from tests.index.people import Clock, maintain
 
 
@@ -42,10 +59,14 @@ class Engine:
     searches: Searches
     feedback: Feedback
     curation: Curation
+    calibrations: Calibrations
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     index: Callable[[str], None]
     sightings: Sightings
+    alert_rules: AlertRules
+    alerts: Alerts
+    new_outbox: Callable[[], AlertOutbox]
     maintain: Callable[[], object]
     audit: AuditLog
 
@@ -59,10 +80,14 @@ def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
             EmbeddedSearches(gallery),
             EmbeddedFeedback(gallery),
             EmbeddedCuration(gallery),
+            EmbeddedCalibrations(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             lambda collection: maintain(gallery),
-            EmbeddedSightings(gallery),
+            EmbeddedSightings(gallery, [embedded_alerts.store_alerts]),
+            embedded_alerts.AlertRules(gallery),
+            embedded_alerts.Alerts(gallery),
+            partial(embedded_alerts.AlertOutbox, gallery),
             partial(maintain, gallery),
             gallery.audit,
         )
@@ -77,10 +102,14 @@ def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
             PostgresSearches(gallery),
             PostgresFeedback(gallery),
             PostgresCuration(gallery),
+            PostgresCalibrations(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             lambda collection: hnsw.update(database, gallery.collection(collection), 16),
-            PostgresSightings(gallery),
+            PostgresSightings(gallery, [postgres_alerts.store_alerts]),
+            postgres_alerts.PostgresAlertRules(gallery),
+            postgres_alerts.PostgresAlerts(gallery),
+            partial(postgres_alerts.PostgresAlertOutbox, gallery),
             PostgresMaintenance(gallery).run,
             gallery.audit,
         )

@@ -39,9 +39,9 @@ from index.postgres.search import PostgresSearches
 from index.postgres.store.database import Database
 from index.protocol import FIRST, Curation, Gallery, Maintenance, Reembeddings, ReembeddingWorker, Searches
 from index.types import NewFace
-from tests.index.postgres_server import database_url, postgres_server
+from tests.index.postgres_server import database_url, database_urls, postgres_server
 
-__all__ = ["database_url", "postgres_server"]
+__all__ = ["database_url", "database_urls", "postgres_server"]
 
 Vector = npt.NDArray[np.float32]
 

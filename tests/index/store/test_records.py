@@ -336,7 +336,7 @@ def test_ids_continue_after_all_earlier_ones(db: apsw.Connection, request: pytes
     assert {seq for _, seq in selected(db, "name, seq FROM sqlite_sequence")} == {5}
     request.getfixturevalue("doors")
     before = dict(selected(db, "name, seq FROM sqlite_sequence"))
-    gaps = {"collections": 10, "subjects": 20, "faces": 30, "removals": 40, "sightings": 50}
+    gaps = {"collections": 10, "subjects": 20, "faces": 30, "removals": 40, "sightings": 50, "alerts": 60}
     erasure_records.skip_ids(db, partial(next, iter(gaps.values())))
     expected = [(name, before.get(name, 0) + gap) for name, gap in gaps.items()]
     assert sorted(selected(db, "name, seq FROM sqlite_sequence")) == sorted(expected)

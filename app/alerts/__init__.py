@@ -1,0 +1,1 @@
+"""Alerts about sightings: rules, the outbox and its delivery by webhooks, MQTT and an event stream."""

@@ -1,0 +1,1 @@
+"""Calibration of a collection's thresholds on site."""

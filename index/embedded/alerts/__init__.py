@@ -1,0 +1,1 @@
+"""Alerts in the embedded engine: their rows, and the interfaces' methods."""

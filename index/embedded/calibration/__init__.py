@@ -1,0 +1,1 @@
+"""Calibrations of collections in the ledger."""
