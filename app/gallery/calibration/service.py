@@ -112,12 +112,11 @@ class SiteCalibrations(GalleryAccess):
         if other.fingerprint != collection.fingerprint:
             raise Conflict(f"{name!r} holds vectors of another pipeline than {collection.name!r}")
         subjects: list[SubjectVectors] = []
-        after = 0
-        while len(subjects) < MAX_SUBJECTS and (
-            page := self._storage.curation.subject_vectors(name, after, _PAGE, faces=PHOTOS_EACH)
-        ):
-            subjects += page
-            after = page[-1].subject.id
+        after = ""
+        while len(subjects) < MAX_SUBJECTS and (page := self._gallery.subjects(name, after, _PAGE)):
+            ids = [subject.id for subject in page]
+            subjects += self._storage.curation.subject_vectors(name, ids, faces=PHOTOS_EACH)
+            after = page[-1].key
         return Photos.of(subjects[:MAX_SUBJECTS], collection.dimensions)
 
     def _searched(self, photos: Photos, collection: Collection) -> Searched | None:

@@ -204,7 +204,7 @@ def test_clusters_of_embeddings(gallery: TestClient) -> None:
     many = {"embeddings": base64.b64encode(np.ones((5001, directions.shape[1]), "<f4").tobytes()).decode()}
     for invalid, status in (
         ({"embeddings": [[1.0]]}, 422),
-        ({"embeddings": "AAAAAAAA"}, 422),
+        ({"embeddings": "AAAAAA=="}, 422),
         (many, 422),
         ({"embeddings": "AAA="}, 400),
         ({"embeddings": []}, 400),
