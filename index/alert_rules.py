@@ -181,7 +181,7 @@ class Alert:
 
 
 @dataclass(frozen=True)
-class Delivery:
+class AlertDelivery:
     """An alert to send to one of its rule's targets. `queued_at`: when it, or its repetition, was requested.
 
     `attempts`: how many have failed since.

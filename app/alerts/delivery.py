@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from index.alert_rules import Delivery
+from index.alert_rules import AlertDelivery
 
 # Seconds before the second attempt, which double with each further one, and the longest.
 FIRST_RETRY_S, MOST_RETRY_S = 1.0, 300.0
@@ -25,7 +25,7 @@ class Gone(Exception):
 class Sender(Protocol):
     """Sends the alerts of one target."""
 
-    async def send(self, delivery: Delivery) -> None:
+    async def send(self, delivery: AlertDelivery) -> None:
         """Send an alert once; returns when the target has accepted it.
 
         Raises:

@@ -19,7 +19,7 @@ from app.alerts.delivery import ATTEMPT_S, AttemptFailed, Gone, OpenSender, Send
 from app.background_tasks import lease_renewal, wait_for_event
 from app.inference.executors import Executors
 from app.observability.metrics import Metrics
-from index.alert_rules import Delivery, TargetKind
+from index.alert_rules import AlertDelivery, TargetKind
 from index.protocol import LEASE_S, AlertOutbox
 
 POLL_S = 0.5
@@ -117,7 +117,7 @@ class AlertDispatcher:
             log.exception("alert_target_failed", target=target)
             await asyncio.sleep(POLL_S)
 
-    async def _attempt(self, sender: Sender, delivery: Delivery) -> None:
+    async def _attempt(self, sender: Sender, delivery: AlertDelivery) -> None:
         """Send the alert once and record the outcome."""
         retry: float | None = retry_s(delivery.attempts + 1)
         try:

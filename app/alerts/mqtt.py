@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from app.alerts.addresses import AddressPolicy, Endpoint
 from app.alerts.delivery import ATTEMPT_S, AttemptFailed
 from app.alerts.payload import encode, payload
-from index.alert_rules import AlertRule, AlertTarget, Delivery
+from index.alert_rules import AlertDelivery, AlertRule, AlertTarget
 
 if TYPE_CHECKING:
     from aiomqtt import Client
@@ -75,7 +75,7 @@ class MqttSender:
         with suppress(MqttError):  # the connection is closed already
             await self._stack.aclose()
 
-    async def send(self, delivery: Delivery) -> None:
+    async def send(self, delivery: AlertDelivery) -> None:
         """Publish an alert once, and before the first one of a connection the discovery message, if it is wanted.
 
         Raises:

@@ -15,7 +15,8 @@ MAX_TARGETS, MAX_CAMERAS, MAX_PERIODS = 8, 100, 16
 
 Camera = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-TimeOfDay = Annotated[str, StringConstraints(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$")]
+StartTime = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+EndTime = Annotated[str, StringConstraints(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$")]
 # A topic without MQTT's wildcards; `$` begins topics of brokers.
 Topic = Annotated[str, StringConstraints(pattern=r"^[^$+#\x00-\x1f\x7f][^+#\x00-\x1f\x7f]*$", max_length=256)]
 
@@ -24,8 +25,8 @@ class PeriodSchema(Schema):
     """Weekdays, and a time of day from `start` until before `end`; if `end` is not later, it is of the next day."""
 
     weekdays: Annotated[list[Weekday], Field(min_length=1, max_length=7, fail_fast=True)]
-    start: TimeOfDay = "00:00"
-    end: TimeOfDay = "24:00"
+    start: StartTime = "00:00"
+    end: EndTime = "24:00"
 
 
 class ScheduleSchema(Schema):

@@ -35,7 +35,6 @@ from app.inference.executors import Executors
 from app.observability.metrics import Metrics
 from app.settings import Settings
 from index.alert_rules import (
-    DAY_MINUTES,
     Alert,
     AlertRule,
     AlertSettings,
@@ -219,7 +218,7 @@ def _schedule(schedule: ScheduleSchema) -> Schedule:
 
 def _period(period: PeriodSchema) -> Period:
     weekdays = tuple(sorted({_WEEKDAYS.index(weekday) for weekday in period.weekdays}))
-    return Period(weekdays, _minutes(period.start) % DAY_MINUTES, _minutes(period.end))
+    return Period(weekdays, _minutes(period.start), _minutes(period.end))
 
 
 def _rule_fields(rule: AlertRule) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import httpx
 from app.alerts.addresses import AddressPolicy, Endpoint
 from app.alerts.delivery import ATTEMPT_S, AttemptFailed, Gone
 from app.alerts.payload import encode, payload
-from index.alert_rules import Delivery
+from index.alert_rules import AlertDelivery
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  not a secret
 # The lengths of a key in bytes that the specification allows, and that of a new one.
@@ -79,7 +79,7 @@ class WebhookSender:
         """Close the connections."""
         await self._client.aclose()
 
-    async def send(self, delivery: Delivery) -> None:
+    async def send(self, delivery: AlertDelivery) -> None:
         """Send an alert once. The caller limits the time.
 
         Raises:

@@ -254,6 +254,7 @@ def _place(engine: str, folder: Path) -> Iterator[str]:
         return
     from benchmarks.cluster.servers import PostgresNode
 
+    folder.chmod(0o711)  # the server runs as another user
     server = PostgresNode(folder, "alerts")
     server.create()
     server.start()

@@ -5,8 +5,8 @@ knows: so a search asks it how far its log is written, which includes the commit
 that has replayed the log up to there may answer the search, and otherwise the primary does. It also must follow the
 primary's own timeline: after a failover, another standby may have replayed more, but of a log that was given up.
 
-The answer of the primary costs a round trip, and less than a hundredth of the processor time of a search of 100,000
-faces (docs/scaling.md).
+The answer of the primary costs a round trip, and a sixteenth of the processor time of a search of 20,000 faces with
+approximate indexes (benchmarks/cluster/readers.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from index.alert_rules import Alert, AlertRule, AlertSettings, AlertState, Delivery
+from index.alert_rules import Alert, AlertDelivery, AlertRule, AlertSettings, AlertState
 from index.protocol.changes import changes
 
 
@@ -103,7 +103,7 @@ class AlertOutbox(Protocol):
         """Return the tokens of the targets whose first pending delivery is due."""
         ...
 
-    def first(self, target: str) -> Delivery | None:
+    def first(self, target: str) -> AlertDelivery | None:
         """Return the target's first pending delivery if it is due; None otherwise, or if there is no such target.
 
         Raises:
@@ -112,11 +112,11 @@ class AlertOutbox(Protocol):
         ...
 
     @changes
-    def delivered(self, delivery: Delivery) -> None:
+    def delivered(self, delivery: AlertDelivery) -> None:
         """Record that the target has accepted the alert."""
         ...
 
     @changes
-    def failed(self, delivery: Delivery, problem: str, retry_s: float | None) -> None:
+    def failed(self, delivery: AlertDelivery, problem: str, retry_s: float | None) -> None:
         """Record a failed attempt and its problem. The next one is in `retry_s` seconds; None: the delivery is dead."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import apsw
 
-from index.alert_rules import Alert, AlertRule, AlertSettings, AlertState, Delivery, check_settings
+from index.alert_rules import Alert, AlertDelivery, AlertRule, AlertSettings, AlertState, check_settings
 from index.audit_chain import AuditEvent
 from index.embedded.alerts import alert_records, rule_records
 from index.embedded.audit import log as audit
@@ -109,18 +109,18 @@ class AlertOutbox(GalleryComponent):
         with self.ledger.snapshot() as db:
             return alert_records.due(db, self.gallery.clock())
 
-    def first(self, target: str) -> Delivery | None:
+    def first(self, target: str) -> AlertDelivery | None:
         """See `AlertOutbox`."""
         with self.ledger.snapshot() as db:
             return alert_records.first(db, target, self.gallery.clock())
 
     @committing
-    def delivered(self, db: apsw.Connection, delivery: Delivery) -> None:
+    def delivered(self, db: apsw.Connection, delivery: AlertDelivery) -> None:
         """See `AlertOutbox`."""
         alert_records.put_delivered(db, delivery)
 
     @committing
-    def failed(self, db: apsw.Connection, delivery: Delivery, problem: str, retry_s: float | None) -> None:
+    def failed(self, db: apsw.Connection, delivery: AlertDelivery, problem: str, retry_s: float | None) -> None:
         """See `AlertOutbox`."""
         next_at = None if retry_s is None else self.gallery.clock() + retry_s
         alert_records.put_failed(db, delivery, problem, next_at)

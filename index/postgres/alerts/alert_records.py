@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
-from index.alert_rules import Alert, AlertRule, AlertState, Delivery, TargetState
+from index.alert_rules import Alert, AlertDelivery, AlertRule, AlertState, TargetState
 from index.errors import NotFoundError
 from index.postgres.alerts import rule_records
 from index.postgres.sightings import records as sighting_records
@@ -127,7 +127,7 @@ def due(db: Connection, now: float) -> list[str]:
     return [row[0] for row in db.execute(f"SELECT alert_targets.token {_DUE}", {"now": now})]
 
 
-def first(db: Connection, target: str, now: float) -> Delivery | None:
+def first(db: Connection, target: str, now: float) -> AlertDelivery | None:
     """Return the target's first pending delivery if it is due."""
     row = db.execute(
         f"SELECT first.alert_position, queued_at, attempts {_DUE} AND alert_targets.token = %(target)s",
@@ -139,16 +139,16 @@ def first(db: Connection, target: str, now: float) -> Delivery | None:
     rows = db.execute(f"{_ALERT} AND alerts.position = %(position)s", {"now": now, "position": position}).fetchall()
     (alert,) = _alerts(db, rows, now)
     settings = {target.token: target for target in alert.rule.settings.targets}
-    return Delivery(alert, settings[target], queued_at, attempts)
+    return AlertDelivery(alert, settings[target], queued_at, attempts)
 
 
-def put_delivered(db: Connection, delivery: Delivery) -> None:
+def put_delivered(db: Connection, delivery: AlertDelivery) -> None:
     """Record that the target has accepted the alert."""
     statement = f"UPDATE alert_deliveries SET state = 'delivered', problem = NULL WHERE {_OF_DELIVERY}"  # noqa: S608  constants
     db.execute(statement, (delivery.alert.position, delivery.target.token))
 
 
-def put_failed(db: Connection, delivery: Delivery, problem: str, next_at: float | None) -> None:
+def put_failed(db: Connection, delivery: AlertDelivery, problem: str, next_at: float | None) -> None:
     """Record a failed attempt; `next_at`: when the next one is due, None if the delivery is dead."""
     db.execute(
         "UPDATE alert_deliveries SET attempts = attempts + 1, problem = %s, next_at = coalesce(%s, next_at), state = %s"  # noqa: S608  constants

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from index.alert_rules import Alert, AlertRule, AlertSettings, AlertState, Delivery, check_settings
+from index.alert_rules import Alert, AlertDelivery, AlertRule, AlertSettings, AlertState, check_settings
 from index.audit_chain import AuditEvent
 from index.errors import ConflictError
 from index.postgres.alerts import alert_records, rule_records
@@ -104,18 +104,18 @@ class PostgresAlertOutbox(GalleryComponent):
         with self.database.snapshot() as db:
             return alert_records.due(db, self.database.now(db))
 
-    def first(self, target: str) -> Delivery | None:
+    def first(self, target: str) -> AlertDelivery | None:
         """See `AlertOutbox`."""
         with self.database.snapshot() as db:
             return alert_records.first(db, target, self.database.now(db))
 
     @committing
-    def delivered(self, db: Connection, delivery: Delivery) -> None:
+    def delivered(self, db: Connection, delivery: AlertDelivery) -> None:
         """See `AlertOutbox`."""
         alert_records.put_delivered(db, delivery)
 
     @committing
-    def failed(self, db: Connection, delivery: Delivery, problem: str, retry_s: float | None) -> None:
+    def failed(self, db: Connection, delivery: AlertDelivery, problem: str, retry_s: float | None) -> None:
         """See `AlertOutbox`."""
         next_at = None if retry_s is None else self.database.now(db) + retry_s
         alert_records.put_failed(db, delivery, problem, next_at)

@@ -74,15 +74,8 @@ def find(db: Connection, token: str) -> AlertRule:
 
 
 def collection_id_of(db: Connection, token: str) -> int:
-    """Return the id of the collection of the rule with this token.
-
-    Raises:
-        NotFoundError.
-    """
-    number = scalar(db, sql.SQL("SELECT collection_id FROM alert_rules WHERE token = %s"), (token,))
-    if number is None:
-        raise NotFoundError("there is no such rule")
-    return int(number)
+    """Return the id of the collection of the rule with this token, which exists."""
+    return int(scalar(db, sql.SQL("SELECT collection_id FROM alert_rules WHERE token = %s"), (token,)))
 
 
 def of_collection(db: Connection, collection_id: int) -> list[AlertRule]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from index.alert_rules import Alert, AlertRule, AlertSettings, AlertTarget, Delivery
+from index.alert_rules import Alert, AlertDelivery, AlertRule, AlertSettings, AlertTarget
 from index.sightings import Sighting
 from index.types import Subject
 
@@ -32,7 +32,7 @@ def sighting(person: Subject | None, position: int = 1) -> Sighting:
 
 def delivery(
     target: AlertTarget, number: int = 1, *, person: Subject | None = None, with_name: bool = False
-) -> Delivery:
+) -> AlertDelivery:
     settings = AlertSettings("Door", "match" if person else "unknown", with_name=with_name, targets=(target,))
     rule = AlertRule(1, "rule1", "staff", settings, AT)
-    return Delivery(Alert(number, f"alert{number}", rule, sighting(person, number), AT + 3, ()), target, AT + 3, 0)
+    return AlertDelivery(Alert(number, f"alert{number}", rule, sighting(person, number), AT + 3, ()), target, AT + 3, 0)

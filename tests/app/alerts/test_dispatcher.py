@@ -18,7 +18,7 @@ from app.alerts.webhooks import WebhookSender, new_secret
 from app.background_tasks import background_task
 from app.inference.executors import Executors
 from app.observability.metrics import Metrics
-from index.alert_rules import AlertSettings, AlertTarget, Delivery
+from index.alert_rules import AlertDelivery, AlertSettings, AlertTarget
 from index.embedded.alerts.alerts import AlertOutbox, AlertRules, Alerts, store_alerts
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.sightings.sightings import Sightings
@@ -258,7 +258,7 @@ async def test_work_goes_on_after_an_unexpected_error(house: House) -> None:
     failures = 0
 
     class Failing(WebhookSender):
-        async def send(self, delivery: Delivery) -> None:
+        async def send(self, delivery: AlertDelivery) -> None:
             nonlocal failures
             if failures < 2:
                 failures += 1

@@ -152,6 +152,7 @@ def test_a_sighting_causes_the_alerts_of_the_rules_that_apply(doors: Engine) -> 
     ]
     doors.alert_rules.create("gates", replace(ANYBODY, targets=()))
     known, unknown, yard = see(doors), see(doors, None), see(doors, "p2", "yard")
+    see(doors, None, collection="gates")  # causes none
     causes = [(alert.rule.settings.name, alert.sighting) for alert in doors.alerts.page()]
     assert causes == [("all", known), ("level 1", known), ("Stranger", unknown), ("all", yard), ("yard", yard)]
     first = doors.alerts.page()[0]
