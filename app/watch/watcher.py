@@ -23,6 +23,8 @@ from app.watch.tracker import Detection, Tracker
 from vestibule_client import VestibuleError
 from vestibule_client.answers import Face
 
+# The most shots of a search before the end, which must answer soon.
+LOOK_SHOTS = 4
 # How often the ends of passages are looked for while no frame arrives.
 IDLE_S = 0.25
 SUMMARY_S = 60.0
@@ -188,7 +190,7 @@ class Watcher:
     async def _look(self, passage: Passage) -> None:
         """Search for the person while in view."""
         self.metrics.counts.searches += 1
-        shots = [shot.jpeg for shot in passage.shots.best_first]
+        shots = [shot.jpeg for shot in passage.shots.best_first[:LOOK_SHOTS]]
         try:
             decision = await self._recognition.search(shots, LOOK_SHARE)
         except VestibuleError as error:
