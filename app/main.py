@@ -22,6 +22,7 @@ from app.faces import routes as faces
 from app.faces.service import Faces
 from app.gallery import routes as gallery
 from app.gallery.calibration import routes as calibration
+from app.gallery.curation import routes as curation
 from app.gallery.maintenance import MaintenanceThread
 from app.gallery.service import GalleryService
 from app.generation import routes as generation
@@ -58,6 +59,7 @@ ROUTERS = (
     generation.router,
     restoration.router,
     gallery.router,
+    curation.router,
     sightings.router,
     calibration.router,
     models_api.router,
@@ -157,7 +159,7 @@ def _add_services(app: FastAPI, settings: Settings, predictor: Predictor) -> Non
 def _add_storage_services(app: FastAPI, predictor: Predictor, storage: Storage) -> None:
     """Build the services that need the open storage."""
     state = app.state
-    state.gallery = GalleryService(predictor, storage)
+    state.gallery = GalleryService(predictor, storage, state.settings.merge_undo_s)
     state.sightings = SightingService(predictor, storage)
     state.alerts = AlertService(
         storage, predictor.executors, state.settings, state.metrics, lambda: bool(state.is_stopping)

@@ -186,6 +186,7 @@ class Settings(BaseSettings):
     alert_private_targets: Networks = ()  # networks that alerts may be sent to although they are not public
     alert_dead_after_s: Seconds = 43_200.0  # from an alert until a failed attempt to send it is the last
     max_alert_streams: Positive = 32  # clients of /alerts/stream at once
+    merge_undo_s: Seconds = 7 * 86_400.0  # how long a merge of subjects can be undone
     upkeep_s: Seconds = 5.0  # between two rounds of the gallery's maintenance
     stop_delay_s: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # SIGTERM until the port closes; not ready meanwhile
     drain_s: Positive = 20  # how long SIGTERM then waits for requests in progress

@@ -51,6 +51,8 @@ Action = Literal[
     "import",
     "add_sighting",
     "put_sighting_settings",
+    "allow_pseudonyms",
+    "forbid_pseudonyms",
     "calibrate",
     "use_calibration",
 ]

@@ -15,7 +15,8 @@ import numpy as np
 
 from index.audit_chain import LogHead
 from index.errors import ConflictError, InvalidError
-from index.types import Collection
+from index.sightings import SightingSettings
+from index.types import Calibration, Collection
 from index.validation import (
     check_key,
     check_subject,
@@ -72,6 +73,15 @@ class RejectionRecord:
     created_at: float
     vector: bytes
     crop: bytes | None
+
+
+@dataclass(frozen=True)
+class ExportedCollection:
+    """A collection with what belongs to it as a whole: its calibrations by version, and its settings of sightings."""
+
+    collection: Collection
+    calibrations: tuple[Calibration, ...]
+    sightings: SightingSettings
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from index.errors import InvalidError
-from index.types import Floats, Subject
+from index.types import Collection, Floats, Subject
 from index.validation import check_timestamp
 
 DAY_S = 86_400.0
@@ -26,7 +27,7 @@ _CAMERA = re.compile(r"[0-9A-Za-z_-]{1,64}")
 class SightingSettings:
     """How long a collection keeps sightings of unknown people and of subjects, in seconds.
 
-    `pseudonyms`: an unknown person who is seen again gets the same pseudonym.
+    `pseudonyms`: faces of unknown people are stored, and a person who is seen again gets the same pseudonym.
     """
 
     unknown_s: float = DAY_S
@@ -57,17 +58,37 @@ class Observation:
         return tuple(getattr(self, field.name) for field in fields(Observation))
 
 
+@dataclass(frozen=True)
+class UnknownFace:
+    """The vector [D] of an unknown person's face from the pipeline `fingerprint`, by which to recognise the person.
+
+    `threshold` returns the least cosine similarity of two faces of one person for a number of stored faces that the
+    vector is compared with; None: none is sufficient.
+    """
+
+    vector: Floats
+    fingerprint: str
+    threshold: Callable[[int], float | None]
+
+
+@dataclass(frozen=True)
+class RecognisedFace:
+    """The vector of an unknown person's face, of length 1, and the pseudonym of the person."""
+
+    vector: Floats
+    pseudonym: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewSighting(Observation):
     """A sighting to store: of the subject with the key `subject`, None for an unknown person.
 
-    `crop`: the encoded best shot. `vector` [D]: the face of an unknown person, which is stored only if the collection
-    gives pseudonyms.
+    `crop`: the encoded best shot. `face`: that of an unknown person.
     """
 
     subject: str | None = None
     crop: bytes | None = None
-    vector: Floats | None = None
+    face: UnknownFace | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +96,8 @@ class Sighting(Observation):
     """A stored sighting; `subject` is None for an unknown person.
 
     `position` increases in the order of the commits. `token` is the public id, `id` is the random number in the audit
-    log. `collection` is a name. From `expires_at` on the sighting is not found.
+    log. `collection` is a name. From `expires_at` on the sighting is not found. `pseudonym`: that of an unknown person,
+    if the collection gives pseudonyms and the sighting has a face.
     """
 
     position: int
@@ -99,6 +121,7 @@ class SightingFilter:
 
     camera: str | None = None
     subject: str | None = None
+    pseudonym: str | None = None
     unknown: bool | None = None
     since: float | None = None
     until: float | None = None
@@ -110,6 +133,17 @@ ALL_SIGHTINGS = SightingFilter()
 def new_ids() -> tuple[int, str]:
     """Return a random id, above 0, and a random token for a new sighting."""
     return secrets.randbelow(2**62) + 1, secrets.token_hex(16)
+
+
+def named(vector: Floats, face: UnknownFace, count: int, nearest: tuple[str, float] | None) -> RecognisedFace:
+    """Return the face with its vector of length 1 and its pseudonym.
+
+    `count`: the number of stored faces. `nearest`: pseudonym and similarity of the most similar one.
+    """
+    threshold = face.threshold(count)
+    if nearest is not None and threshold is not None and nearest[1] >= threshold:
+        return RecognisedFace(vector, nearest[0])
+    return RecognisedFace(vector, secrets.token_hex(8))
 
 
 def check_camera(camera: str) -> None:
@@ -144,6 +178,12 @@ def check_sighting(sighting: NewSighting, now: float) -> None:
     ):
         if value is not None and not 0 <= value <= largest:  # also true of NaN
             raise InvalidError(f"expected {name} from 0 to {largest}")
+
+
+def face_to_recognise(sighting: NewSighting, settings: SightingSettings, collection: Collection) -> UnknownFace | None:
+    """Return the face of the sighting if it may be stored, and compared with the collection's other faces."""
+    face = sighting.face if settings.pseudonyms and sighting.subject is None else None
+    return face if face and face.fingerprint == collection.fingerprint else None
 
 
 def expiry(sighting: NewSighting, settings: SightingSettings, now: float) -> float:

@@ -17,6 +17,7 @@ PAGES = (
     "clients/python/README.md",
     "docs/alerts.md",
     "docs/client.md",
+    "docs/curation.md",
     "docs/gallery.md",
     "docs/generate.md",
     "docs/operating.md",

@@ -172,7 +172,7 @@ class AlertService(StorageAccess):
                 key: value.in_ if isinstance(value, OneOf) else [value] for key, value in (rule.where or {}).items()
             },
             cameras=tuple(rule.cameras),
-            schedule=schedule and Schedule(schedule.time_zone, tuple(_period(period) for period in schedule.periods)),
+            schedule=None if schedule is None else _schedule(schedule),
             cooldown_s=rule.cooldown_s,
             with_name=rule.with_name,
             targets=tuple(target for target, _ in targets),
@@ -211,6 +211,10 @@ def _minutes(time_of_day: str) -> int:
 
 def _time_of_day(minutes: int) -> str:
     return f"{minutes // 60:02}:{minutes % 60:02}"
+
+
+def _schedule(schedule: ScheduleSchema) -> Schedule:
+    return Schedule(schedule.time_zone, tuple(_period(period) for period in schedule.periods))
 
 
 def _period(period: PeriodSchema) -> Period:

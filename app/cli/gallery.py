@@ -91,6 +91,8 @@ def export_parquet(
         f" {manifest.count('feedback'):,} rejected faces of {len(manifest.collections):,} collections, and"
         f" {manifest.rows['receipts']:,} receipts to {paths[0]}"
     )
+    for kind, count in manifest.left_behind.items():
+        typer.echo(f"not exported: {count:,} {kind}", err=True)
     if manifest.unfinished_receipts:
         typer.echo(
             f"{manifest.unfinished_receipts:,} erasures are not finished: files of this gallery still have erased data",

@@ -43,7 +43,7 @@ class StorageAccess:
     `actor`, an argument of many methods: the id of the caller's key for the audit log; None without keys.
     """
 
-    def __init__(self, executors: Executors, backup_days: float):
+    def __init__(self, executors: Executors, backup_days: float | None):
         self._executors = executors
         self._backup_days = backup_days
 

@@ -62,7 +62,9 @@ class PassageSearch(Identification):
             )
             vectors, decide = passage.vector[None], rule
             with conflict_as_pipeline_changed():
-                (decision,) = await self._read(lambda: self._decide(target, vectors, params, decide, actor))
+                (decision,) = await self._read(
+                    lambda: self._decide(target, vectors, params, decide, actor, repeated=True)
+                )
         beyond = rule is not None and not rule.can_match
         return PassageResponse(
             collection=target.size,

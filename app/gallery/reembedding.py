@@ -127,6 +127,7 @@ class Reembedder(GalleryAccess):
                 if vectors and not await self._run_background(partial(self._worker.stage, task, vectors)):
                     return False  # cancelled, or another process has the lease
                 staged += len(vectors)
+            await self._run_background(partial(self._worker.prepare, task))
             missing = await self._run_background(lambda: self._worker.switch(task))
             if not missing:
                 log.info(

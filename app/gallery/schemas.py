@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from app.faces.schemas import DetectedFace
 from app.schemas import Failed, Schema
-from index.types import Receipt
+from index.types import CountedSubject, Receipt
 from index.validation import check_object, check_timestamp, read_timestamp
 from models.align import Reason
 
@@ -192,6 +192,18 @@ class SubjectInfo(Schema):
     id: str
     created_at: AwareDatetime
     faces: int
+
+    @classmethod
+    def from_subject(cls, subject: CountedSubject) -> SubjectInfo:
+        """Return the subject as responses show it."""
+        return cls(
+            id=subject.key,
+            name=subject.name,
+            metadata=subject.metadata,
+            expires_at=None if subject.expires_at is None else read_timestamp(subject.expires_at),
+            created_at=read_timestamp(subject.created_at),
+            faces=subject.faces,
+        )
 
 
 class SubjectPage(Page[SubjectInfo, str]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.errors import Unprocessable
+from app.faces.schemas import DetectedFace
 from app.faces.service import calibrated, operating_point, threshold_at
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
 from app.gallery.calibration.thresholds import CollectionThresholds, collection_thresholds
@@ -15,6 +16,7 @@ from app.gallery.embedding_pipeline import EmbeddedFace, EmbeddingPipeline
 from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
 from app.gallery.search_schemas import (
     Candidate,
+    CandidateParams,
     Chosen,
     MetadataConditions,
     OneOf,
@@ -29,7 +31,7 @@ from app.gallery.search_schemas import (
     Value,
 )
 from app.images.uploads import Images
-from app.schemas import OperatingPoint
+from app.schemas import Failed, OperatingPoint
 from index.types import Collection, Floats, Fusion, Match
 from models.align import Reason
 
@@ -47,6 +49,12 @@ class SearchTarget:
     size: SearchedCollection
     comparisons: int
     thresholds: CollectionThresholds
+
+    def rule(self, params: CandidateParams) -> DecisionRule:
+        """Return the rule by which each face is decided by itself."""
+        return DecisionRule.for_comparisons(
+            self.thresholds.matching, params.fpir, self.comparisons, extrapolate=params.extrapolate
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class VerifyTarget:
 class Identification(GalleryAccess):
     """Base of services that identify and verify faces."""
 
-    async def _target(self, params: SearchParams) -> SearchTarget:
+    async def _target(self, params: CandidateParams) -> SearchTarget:
         """Return the subjects to search.
 
         Raises:
@@ -107,26 +115,36 @@ class Identification(GalleryAccess):
         self,
         target: SearchTarget,
         vectors: Floats,
-        params: SearchParams,
+        params: CandidateParams,
         rule: DecisionRule,
         actor: str | None,
+        *,
+        repeated: bool,
+        excluded: Sequence[int | None] = (),
     ) -> list[Decision]:
         """Search for vectors [N, D], decide, and record the search, all in the caller's thread.
 
-        All steps run in one thread, because each change of threads costs a wake-up.
+        `repeated`: several vectors may be of one subject. `excluded`: for each vector the id of a subject that is no
+        candidate for it. All steps run in one thread, because each change of threads costs a wake-up.
         """
 
         def read(rows: Sequence[int], k: int) -> list[list[Match]]:
-            return self._storage.searches.search(
+            results = self._storage.searches.search(
                 target.collection.name,
                 vectors[list(rows)],
-                k,
+                k + bool(excluded),
                 fusion=params.fusion,
                 where=target.where,
                 fingerprint=target.collection.fingerprint,
             )
+            if not excluded:
+                return results
+            return [
+                [match for match in matches if match.subject.id != excluded[row]][:k]
+                for row, matches in zip(rows, results, strict=True)
+            ]
 
-        results = decide_by_steps(rule, len(vectors), params.limit, read, repeated=params.repeated)
+        results = decide_by_steps(rule, len(vectors), params.limit, read, repeated=repeated)
         subjects = [match.subject for decision in results for match in decision.candidates[: params.limit]]
         self._gallery.note_search(target.collection.name, subjects, actor=actor)
         return results
@@ -158,10 +176,7 @@ class GallerySearch(Identification):
             vectors are of another pipeline.
         """
         target = await self._target(params)
-        card = target.pipeline.embedder.card
-        rule = DecisionRule.for_comparisons(
-            target.thresholds.matching, params.fpir, target.comparisons, extrapolate=params.extrapolate
-        )
+        rule = target.rule(params)
 
         async def search_image(index: int, data: bytes) -> Searched:
             faces = await self._embedder.embed_image(target.pipeline, data)
@@ -170,15 +185,7 @@ class GallerySearch(Identification):
                 return Searched(index=index, faces=results)
 
         data = await self._embedder.predictor.for_each_image(images, search_image)
-        return SearchResponse(
-            collection=target.size,
-            threshold=1 - rule.threshold.similarity if rule.threshold else None,
-            operating_point=rule_operating_point(rule),
-            fpir=params.fpir,
-            model=card.name,
-            version=card.version,
-            data=data,
-        )
+        return search_response(target, rule, params.fpir, data)
 
     def _identify(
         self,
@@ -195,9 +202,11 @@ class GallerySearch(Identification):
             if not rejection_reasons(face, quality_gate=params.quality_gate)
         ]
         vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
-        decisions = dict(zip(positions, self._decide(target, vectors, params, rule, actor), strict=True))
+        results = self._decide(target, vectors, params, rule, actor, repeated=params.repeated)
+        decisions = dict(zip(positions, results, strict=True))
         return [
-            _searched_face(face, decisions.get(position), rule, params.limit) for position, face in enumerate(faces)
+            searched_face(face.detected, decisions.get(position), rule, params.limit)
+            for position, face in enumerate(faces)
         ]
 
     @retry_once
@@ -232,14 +241,30 @@ class GallerySearch(Identification):
         )
 
 
-def _searched_face(face: EmbeddedFace, decision: Decision | None, rule: DecisionRule, limit: int) -> SearchedFace:
+def search_response(
+    target: SearchTarget, rule: DecisionRule, fpir: float, data: Sequence[Searched | Failed]
+) -> SearchResponse:
+    """Return the response with these results."""
+    card = target.pipeline.embedder.card
+    return SearchResponse(
+        collection=target.size,
+        threshold=1 - rule.threshold.similarity if rule.threshold else None,
+        operating_point=rule_operating_point(rule),
+        fpir=fpir,
+        model=card.name,
+        version=card.version,
+        data=list(data),
+    )
+
+
+def searched_face(face: DetectedFace | None, decision: Decision | None, rule: DecisionRule, limit: int) -> SearchedFace:
     """Return the result of a face with at most `limit` candidates; it has no decision if it was not searched for."""
     if decision is None:
-        assert face.detected is not None  # noqa: S101  only faces can fail the quality gate
-        reasons: list[SearchReason] = list(face.detected.reasons)
-        return SearchedFace(face=face.detected, status="rejected", reasons=reasons, candidates=[])
+        assert face is not None  # noqa: S101  only faces can fail the quality gate
+        reasons: list[SearchReason] = list(face.reasons)
+        return SearchedFace(face=face, status="rejected", reasons=reasons, candidates=[])
     return SearchedFace(
-        face=face.detected,
+        face=face,
         status="match" if decision.matched else "unknown",
         reasons=[] if rule.can_match else ["BEYOND_CALIBRATION" if rule.matching else "NOT_CALIBRATED"],
         candidates=list_candidates(decision, rule, limit),

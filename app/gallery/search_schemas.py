@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, Json
+from pydantic import AwareDatetime, Field, Json, model_validator
 
-from app.faces.schemas import DetectedFace
-from app.gallery.schemas import Page
+from app.faces.schemas import DetectedFace, Vector
+from app.gallery.schemas import Key, Page
 from app.schemas import Failed, OperatingPoint, Schema
 from models.align import Reason
 
@@ -24,8 +24,8 @@ class OneOf(Schema):
 MetadataConditions = Annotated[dict[str, Value | OneOf], Field(min_length=1, max_length=16)]
 
 
-class SearchParams(Schema):
-    """The query of `POST /search`."""
+class CandidateParams(Schema):
+    """How candidates are found and decided, of all searches."""
 
     collection: str
     limit: Annotated[int, Field(ge=1, le=100, description="The most candidates to return for each face.")] = 5
@@ -36,15 +36,8 @@ class SearchParams(Schema):
     fusion: Literal["best", "mean"] = Field(
         "best", description="Compare with a subject's nearest face, or with the mean of its similarities."
     )
-    quality_gate: bool = Field(False, description="Do not search for faces of insufficient quality.")
     extrapolate: bool = Field(
         False, description="Decide at false match rates below those that the calibration measured."
-    )
-    repeated: bool = Field(False, description="Several faces of one image may be the same subject.")
-    passage: bool = Field(
-        False,
-        description="The images are frames of one person who passes by: one decision for all, see `PassageResponse`."
-        " `fpir` is per passage, and `repeated` has no effect.",
     )
     where: Json[MetadataConditions] | None = Field(
         None,
@@ -53,6 +46,42 @@ class SearchParams(Schema):
             '`{"site": "north", "level": {"in": [1, 2]}}`.'
         ),
     )
+
+
+class SearchParams(CandidateParams):
+    """The query of `POST /search`."""
+
+    quality_gate: bool = Field(False, description="Do not search for faces of insufficient quality.")
+    repeated: bool = Field(False, description="Several faces of one image may be the same subject.")
+    passage: bool = Field(
+        False,
+        description="The images are frames of one person who passes by: one decision for all, see `PassageResponse`."
+        " `fpir` is per passage, and `repeated` has no effect.",
+    )
+
+
+class VectorSearchParams(CandidateParams):
+    """The query of `POST /search/embeddings`."""
+
+    fingerprint: str | None = Field(
+        None, description="The pipeline of the embeddings; 409 if the collection's is another. null: the collection's."
+    )
+
+
+class SearchedVectors(Schema):
+    """The body of `POST /search/embeddings`: embeddings of the collection's pipeline, or ids of enrolled faces.
+
+    The subject that has an enrolled face is no candidate for it.
+    """
+
+    embeddings: Annotated[list[Vector], Field(min_length=1, max_length=64, fail_fast=True)] | None = None
+    faces: Annotated[list[Key], Field(min_length=1, max_length=64, fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.embeddings is None) == (self.faces is None):
+            raise ValueError("expected either embeddings or faces")
+        return self
 
 
 class Candidate(Schema):

@@ -15,6 +15,9 @@ from app.errors import Conflict, Locked, NoFace, NotFound, Unprocessable
 from app.gallery.access import GalleryAccess, PipelineChanged, conflict_as_pipeline_changed, retry_once
 from app.gallery.bulk.enrolment import BulkJobs
 from app.gallery.calibration.service import SiteCalibrations
+from app.gallery.curation.proposals import Proposals
+from app.gallery.curation.service import GalleryCuration
+from app.gallery.curation.vector_search import VectorSearch
 from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
 from app.gallery.passages import PassageSearch
 from app.gallery.reembedding import Reembedder
@@ -39,8 +42,8 @@ from app.gallery.search_schemas import FeedbackInfo, FeedbackList
 from app.images.uploads import Images
 from app.inference.predictor import Predictor
 from app.schemas import Failed
-from index.protocol import Storage
-from index.types import Collection, CountedSubject, Face, Rejection
+from index.protocol import UNDO_S, Storage
+from index.types import Collection, Face, Rejection
 from index.validation import read_timestamp
 
 log = structlog.get_logger()
@@ -49,15 +52,18 @@ MAX_ROW_ID = 2**62  # databases have no larger integers
 
 
 class GalleryService(GalleryAccess):
-    """All use cases of one gallery; searches, bulk jobs and re-embeddings are in attributes of their own."""
+    """All use cases of one gallery; searches, curation, bulk jobs and re-embeddings are in attributes of their own."""
 
-    def __init__(self, predictor: Predictor, storage: Storage):
+    def __init__(self, predictor: Predictor, storage: Storage, merge_undo_s: float = UNDO_S):
         super().__init__(storage, ImageEmbedder(predictor))
         background = ImageEmbedder(predictor.background())
         for warning in storage.warnings():
             log.warning("storage_warning", warning=warning)
         self._feedback = storage.feedback
         self.searches = GallerySearch(storage, self._embedder)
+        self.curation = GalleryCuration(storage, self._embedder, merge_undo_s)
+        self.proposals = Proposals(storage, self._embedder)
+        self.vector_searches = VectorSearch(storage, self._embedder)
         self.passages = PassageSearch(storage, self._embedder)
         self.calibrations = SiteCalibrations(storage, self._embedder)
         self.jobs = BulkJobs(storage, background)
@@ -144,7 +150,7 @@ class GalleryService(GalleryAccess):
         change = self._gallery.put_subject.planned(
             collection, key, name=properties.name, metadata=properties.metadata, expires_at=expires_at, actor=actor
         )
-        return await self._commit_response(change, _subject_info)
+        return await self._commit_response(change, SubjectInfo.from_subject)
 
     async def subject(self, collection: str, key: str) -> SubjectInfo:
         """Return the subject.
@@ -152,7 +158,7 @@ class GalleryService(GalleryAccess):
         Raises:
             NotFound.
         """
-        return _subject_info(await self._read(lambda: self._gallery.subject(collection, key)))
+        return SubjectInfo.from_subject(await self._read(lambda: self._gallery.subject(collection, key)))
 
     async def list_subjects(self, collection: str, after: str, limit: int) -> SubjectPage:
         """Return a page of the collection's subjects.
@@ -161,7 +167,8 @@ class GalleryService(GalleryAccess):
             NotFound: no such collection.
         """
         rows = await self._read(lambda: self._gallery.subjects(collection, after, limit))
-        return SubjectPage(data=[_subject_info(row) for row in rows], next=rows[-1].key if len(rows) == limit else None)
+        next_key = rows[-1].key if len(rows) == limit else None
+        return SubjectPage(data=list(map(SubjectInfo.from_subject, rows)), next=next_key)
 
     async def list_faces(self, collection: str, key: str, after: int, limit: int) -> FaceList:
         """Return a page of the subject's faces.
@@ -314,17 +321,6 @@ def _collection_info(collection: Collection) -> CollectionInfo:
         keep_crops=keeps_crops(collection),
         encrypted=collection.encrypted,
         created_at=read_timestamp(collection.created_at),
-    )
-
-
-def _subject_info(subject: CountedSubject) -> SubjectInfo:
-    return SubjectInfo(
-        id=subject.key,
-        name=subject.name,
-        metadata=subject.metadata,
-        expires_at=None if subject.expires_at is None else read_timestamp(subject.expires_at),
-        created_at=read_timestamp(subject.created_at),
-        faces=subject.faces,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import AwareDatetime, Field, StrictBool, StringConstraints
 
 from app.gallery.schemas import Key, Page, Timestamp
 from app.schemas import Schema
@@ -43,12 +43,16 @@ class NewSightingBody(Schema):
 
 
 class StoredSighting(Schema):
-    """A sighting that was stored: its id, its place in the order of all, and when it expires."""
+    """A sighting that was stored: its id, its place in the order of all, and when it expires.
+
+    `pseudonym`: an unknown person's, if the collection gives pseudonyms and the best shot has a face.
+    """
 
     id: str
     position: int
     created_at: AwareDatetime
     expires_at: AwareDatetime
+    pseudonym: str | None
 
 
 class SightingInfo(StoredSighting):
@@ -84,6 +88,7 @@ class SightingParams(Schema):
     collection: Key
     camera: Camera | None = None
     subject_id: Key | None = None
+    pseudonym: Key | None = None
     unknown: bool | None = Field(None, description="Only sightings of unknown people, or only of subjects.")
     since: Timestamp | None = Field(None, description="Only sightings that ended at this time or later.")
     until: Timestamp | None = Field(None, description="Only sightings that began before this time.")
@@ -99,3 +104,10 @@ class SightingSettingsInfo(Schema):
 
     unknown_s: Retention
     known_s: Retention
+    pseudonyms: StrictBool = Field(
+        False,
+        description=(
+            "Store the faces of unknown people, and give a person who is seen again the same pseudonym. This is"
+            " biometric tracking, which many laws restrict."
+        ),
+    )

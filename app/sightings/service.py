@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 
 from PIL import Image
 
+from app.errors import NoFace
 from app.gallery.access import GalleryAccess
 from app.gallery.embedding_pipeline import ImageEmbedder, encode_photo
+from app.gallery.open_set import DecisionRule
 from app.gallery.schemas import ErasureReceipt
 from app.images.large_json import from_base64
 from app.inference.predictor import Predictor
@@ -22,10 +26,13 @@ from app.sightings.schemas import (
     StoredSighting,
 )
 from index.protocol import Storage
-from index.sightings import NewSighting, Sighting, SightingFilter, SightingSettings
+from index.sightings import NewSighting, Sighting, SightingFilter, SightingSettings, UnknownFace
 from index.validation import read_timestamp
+from models.matching import Matching
 
 CROP_SIDE = 384  # pixels of the longer side of a best shot
+# The share of people who are seen for the first time and get the pseudonym of another person.
+PSEUDONYM_FPIR = 0.01
 
 
 class SightingService(GalleryAccess):
@@ -45,7 +52,9 @@ class SightingService(GalleryAccess):
             another sighting.
         """
         collection = await self._collection(body.collection)
-        crop = None if body.crop is None else await self._predictor.with_deadline(self._encode_crop(body.crop))
+        crop, face = None, None
+        if body.crop is not None:
+            crop, face = await self._predictor.with_deadline(self._read_crop(body, body.crop))
         sighting = NewSighting(
             body.camera,
             body.started_at.timestamp(),
@@ -57,6 +66,7 @@ class SightingService(GalleryAccess):
             body.threshold,
             subject=body.subject_id,
             crop=crop,
+            face=face,
         )
         change = self._sightings.add.planned(body.collection, sighting, actor=actor).then(_stored_sighting)
         if idempotency_key is not None:
@@ -66,10 +76,22 @@ class SightingService(GalleryAccess):
             change = change.once(name, request, StoredSighting.model_dump_json, StoredSighting.model_validate_json)
         return await self._commit_response(change, lambda stored: stored)
 
-    async def _encode_crop(self, text: str) -> bytes:
-        """Decode and encode an image, so that nothing but its pixels is stored."""
+    async def _read_crop(self, body: NewSightingBody, text: str) -> tuple[bytes, UnknownFace | None]:
+        """Return the best shot, encoded anew so that nothing but its pixels is stored; and its face, if it is needed.
+
+        The face is that by which an unknown person is recognised, where the collection gives pseudonyms.
+        """
         data = await self._executors.run_cpu(lambda: from_base64(text))
-        return await self._predictor.decode(data, _encoded_crop, CROP_SIDE)
+        crop = await self._predictor.decode(data, _encoded_crop, CROP_SIDE)
+        settings = await self._read(lambda: self._sightings.settings(body.collection))
+        if not settings.pseudonyms or body.subject_id is not None:
+            return crop, None
+        collection, pipeline = await self._pipeline(body.collection)
+        matching = pipeline.embedder.card.matching
+        with suppress(NoFace):
+            face = await self._embedder.embed_most_prominent(pipeline, data)
+            return crop, UnknownFace(face.vector.numpy(), collection.fingerprint, partial(_least_similarity, matching))
+        return crop, None
 
     async def page(self, params: SightingParams) -> SightingPage:
         """Return a page of sightings.
@@ -78,7 +100,12 @@ class SightingService(GalleryAccess):
             NotFound: no such collection or subject.
         """
         where = SightingFilter(
-            params.camera, params.subject_id, params.unknown, _seconds(params.since), _seconds(params.until)
+            params.camera,
+            params.subject_id,
+            params.pseudonym,
+            params.unknown,
+            _seconds(params.since),
+            _seconds(params.until),
         )
         rows = await self._read(
             lambda: self._sightings.page(
@@ -128,9 +155,15 @@ class SightingService(GalleryAccess):
         Raises:
             NotFound.
         """
-        new = SightingSettings(settings.unknown_s, settings.known_s)
+        new = SightingSettings(settings.unknown_s, settings.known_s, settings.pseudonyms)
         change = self._sightings.put_settings.planned(collection, new, actor=actor)
         return await self._commit_response(change, _settings_info)
+
+
+def _least_similarity(matching: Matching | None, faces: int) -> float | None:
+    """Return the least similarity at which a person is one of so many seen before; None where none is sufficient."""
+    rule = DecisionRule.for_comparisons(matching, PSEUDONYM_FPIR, max(1, faces))
+    return rule.threshold.similarity if rule.can_match and rule.threshold else None
 
 
 def _encoded_crop(image: Image.Image) -> bytes:
@@ -152,6 +185,7 @@ def _stored_sighting(sighting: Sighting) -> StoredSighting:
         position=sighting.position,
         created_at=read_timestamp(sighting.created_at),
         expires_at=read_timestamp(sighting.expires_at),
+        pseudonym=sighting.pseudonym,
     )
 
 
@@ -174,4 +208,4 @@ def _sighting_info(sighting: Sighting) -> SightingInfo:
 
 
 def _settings_info(settings: SightingSettings) -> SightingSettingsInfo:
-    return SightingSettingsInfo(unknown_s=settings.unknown_s, known_s=settings.known_s)
+    return SightingSettingsInfo(unknown_s=settings.unknown_s, known_s=settings.known_s, pseudonyms=settings.pseudonyms)

@@ -201,7 +201,7 @@ def bytes_per_vector(database: Database, collection: Collection, rows: int) -> d
     """Return the sizes of the table without crops and of the approximate index, in bytes per vector."""
     table = index = 0
     with database.snapshot() as db:
-        for partition in face_tables.partitions(collection.id):
+        for partition in face_tables.partitions(face_tables.name(collection.id)):
             statement = (
                 "SELECT pg_relation_size(%s::regclass), coalesce(sum(pg_relation_size(indexrelid)), 0) FROM pg_index"
             )

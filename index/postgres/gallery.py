@@ -175,8 +175,10 @@ class PostgresGallery:
         """See `Gallery`."""
         target, now = collection_records.find(db, collection, "share"), self.database.now(db)
         check_fingerprint(target, fingerprint)
-        remove_expired_among(db, target, {face.subject for face in faces}, now)
-        enrolled, subjects = face_records.insert(db, target, faces, now)
+        keys = dict.fromkeys(face.subject for face in faces)
+        existing = remove_expired_among(db, target, keys, now)
+        ids_of_keys = subject_records.put_all(db, target.id, keys, existing, now)
+        enrolled, subjects = face_records.insert(db, target, faces, ids_of_keys, now)
         ids = [face.id for face in enrolled]
         audit_records.record(db, AuditEvent("enrol", now, actor, target.id, subjects, ids))
         return enrolled
@@ -250,10 +252,12 @@ def remove_subjects(
     return receipt
 
 
-def remove_expired_among(db: Connection, collection: Collection, keys: Iterable[str], now: float) -> None:
+def remove_expired_among(db: Connection, collection: Collection, keys: Iterable[str], now: float) -> dict[bytes, int]:
     """Lock the subjects with these keys until the transaction ends, and erase those that have expired.
 
-    So a new enrolment under the key starts a new subject. The actor is `RETENTION`.
+    So a new enrolment under the key starts a new subject. The actor is `RETENTION`. Return the others' ids by lookup.
     """
-    if ids := subject_records.lock_expired(db, collection.id, keys, now):
-        remove_subjects(db, collection, ids, now, RETENTION)
+    existing, expired = subject_records.lock_all(db, collection.id, keys, now)
+    if expired:
+        remove_subjects(db, collection, expired, now, RETENTION)
+    return existing

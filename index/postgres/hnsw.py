@@ -18,7 +18,7 @@ from psycopg import sql
 
 from index.postgres.store import collection_records, face_tables
 from index.postgres.store.database import Connection, Database, scalar
-from index.types import Collection
+from index.types import Collection, Reembedding
 
 EXACT_BELOW = 100_000  # with fewer faces, searches compare all: 68 ms of a core for 100,000 x 192
 NEIGHBOURS, EF_CONSTRUCTION = 16, 64  # at 1,000,000 clustered vectors, ef_search 200 finds the nearest for .99
@@ -59,24 +59,43 @@ def update(database: Database, collection: Collection, exact_below: int = EXACT_
     Does nothing if the collection was dropped, or another connection builds its indexes.
     """
     with database.autocommit() as db, _lock(db, collection.id) as is_locked:
-        if not is_locked:
-            return
-        faces = collection_records.counts(db, collection.id)[1]
-        indexes = db.execute(_INDEXES, {"table": face_tables.name(collection.id)}).fetchall()
-        valid = {partition for partition, _, is_valid in indexes if is_valid}
-        wanted = faces >= exact_below // (2 if valid else 1)
-        for partition, index, _ in indexes:
-            if not wanted or partition not in valid:
-                db.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(index)))
-        if wanted:
-            with _settings(db, faces, collection.dimensions):
-                for partition in face_tables.partitions(collection.id):
-                    if partition not in valid:
-                        _build(db, partition, collection.dimensions)
+        if is_locked:
+            faces = collection_records.counts(db, collection.id)[1]
+            _update(db, face_tables.name(collection.id), faces, collection.dimensions, exact_below)
+
+
+def build_reembedded(database: Database, reembedding: Reembedding, exact_below: int = EXACT_BELOW) -> None:
+    """Build the indexes of the new vectors before these replace the old ones, if there are at least `exact_below`.
+
+    Does nothing if the re-embedding has ended, or another connection builds the collection's indexes.
+    """
+    table = face_tables.reembedded_name(reembedding.collection_id)
+    with (
+        database.autocommit() as db,
+        _lock(db, reembedding.collection_id) as is_locked,
+        suppress(sql_errors.UndefinedTable),
+    ):
+        if is_locked:
+            faces = scalar(db, sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
+            _update(db, table, faces, reembedding.dimensions, exact_below)
+
+
+def _update(db: Connection, table: str, faces: int, dimensions: int, exact_below: int) -> None:
+    indexes = db.execute(_INDEXES, {"table": table}).fetchall()
+    valid = {partition for partition, _, is_valid in indexes if is_valid}
+    wanted = faces >= exact_below // (2 if valid else 1)
+    for partition, index, _ in indexes:
+        if not wanted or partition not in valid:
+            db.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(index)))
+    if wanted:
+        with _settings(db, faces, dimensions):
+            for partition in face_tables.partitions(table):
+                if partition not in valid:
+                    _build(db, partition, dimensions)
 
 
 def _build(db: Connection, partition: str, dimensions: int) -> None:
-    index = sql.Identifier(f"{partition}_hnsw")
+    index = sql.Identifier(face_tables.index_name(partition))
     statement = sql.SQL(
         "CREATE INDEX CONCURRENTLY {} ON {} USING hnsw ({} halfvec_ip_ops) WITH (m = {}, ef_construction = {})"
     ).format(

@@ -28,8 +28,19 @@ from index.postgres.store import (
 )
 from index.postgres.store.database import Connection, committing
 from index.protocol.jobs import ALL_FAILED, KEEP_S, MAX_BYTES, MAX_ROWS
-from index.types import Collection, Face, Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
-from index.validation import check_fingerprint
+from index.types import (
+    Collection,
+    Face,
+    Item,
+    ItemStatus,
+    Job,
+    JobResult,
+    Outcome,
+    ProcessedItem,
+    Properties,
+    Receipt,
+)
+from index.validation import check_fingerprint, normalised
 
 
 class PostgresJobQueue(GalleryComponent):
@@ -199,11 +210,10 @@ def _enrol_faces(
     Return the faces in the order of `results`, and the ids of their subjects, ascending.
     """
     enrolled = [result for result in results if result.faces]
-    keys = {result.item.subject for result in enrolled}
-    remove_expired_among(db, collection, keys, now)
-    if any(result.item.properties for result in enrolled):
-        subject_records.ids_for_enrolment(db, collection.id, keys, now)  # locks all of them in one order
+    properties: dict[str, Properties | None] = {}
     for result in enrolled:
-        if (properties := result.item.properties) is not None:
-            subject_records.upsert(db, collection.id, result.item.subject, **properties.__dict__, now=now)
-    return face_records.insert(db, collection, [face for result in enrolled for face in result.faces], now)
+        key = normalised(result.item.subject)
+        properties[key] = result.item.properties or properties.get(key)
+    existing = remove_expired_among(db, collection, properties, now)
+    subjects = subject_records.put_all(db, collection.id, properties, existing, now)
+    return face_records.insert(db, collection, [face for result in enrolled for face in result.faces], subjects, now)

@@ -23,7 +23,8 @@ from psycopg import sql
 
 from index.audit_chain import AuditEvent
 from index.errors import ConflictError, NotFoundError
-from index.postgres.gallery import GalleryComponent
+from index.postgres import hnsw
+from index.postgres.gallery import GalleryComponent, PostgresGallery
 from index.postgres.store import audit_records, collection_records, erasure_records, face_tables, lease_records
 from index.postgres.store.database import MAX_INT, Connection, Row, committing, scalar
 from index.postgres.store.sealing import unseal
@@ -113,7 +114,11 @@ class PostgresReembeddings(GalleryComponent):
 
 
 class PostgresReembeddingWorker(GalleryComponent):
-    """A `ReembeddingWorker` of a gallery in PostgreSQL."""
+    """A `ReembeddingWorker` of a gallery in PostgreSQL. `exact_below`: see `hnsw.update`."""
+
+    def __init__(self, gallery: PostgresGallery, *, exact_below: int = hnsw.EXACT_BELOW):
+        super().__init__(gallery)
+        self._exact_below = exact_below
 
     def waiting(self) -> list[Reembedding]:
         """See `ReembeddingWorker`."""
@@ -167,6 +172,10 @@ class PostgresReembeddingWorker(GalleryComponent):
         )
         db.execute("UPDATE reembeddings SET problem = NULL WHERE token = %s", (reembedding.token,))
         return True
+
+    def prepare(self, reembedding: Reembedding) -> None:
+        """See `ReembeddingWorker`."""
+        hnsw.build_reembedded(self.database, reembedding, self._exact_below)
 
     @committing
     def switch(self, db: Connection, reembedding: Reembedding) -> int | None:
@@ -267,6 +276,8 @@ def _switch(db: Connection, reembedding: Reembedding, now: float) -> None:
         " WHERE id = %s",
         (reembedding.embedder, reembedding.fingerprint, reembedding.dimensions, number),
     )
+    # Without their vectors, nobody can be given the pseudonyms of sightings any more.
+    db.execute("DELETE FROM sighting_faces WHERE collection_id = %s", (number,))
     erasure_records.insert_receipt(db, number, 0, len(discarded), now, reembedding.token)
     faces = [-rejection for rejection in discarded]
     event = AuditEvent("reembed", now, reembedding.actor, number, faces=faces, id=reembedding.token)

@@ -79,10 +79,8 @@ class Curation(Protocol):
         """Return the subject of the face with this token, and the face's vector [1, D]."""
         ...
 
-    def subject_vectors(
-        self, collection: str, after: int = 0, limit: int = 100, *, faces: int = 16
-    ) -> list[SubjectVectors]:
-        """Return at most `limit` subjects with ids above `after`, by id, each with its first `faces` faces.
+    def subject_vectors(self, collection: str, ids: Sequence[int], *, faces: int = 16) -> list[SubjectVectors]:
+        """Return those of the subjects with these ids that exist, by id, each with its first `faces` faces.
 
         Subjects without a face have no vectors: [0, D].
         """

@@ -87,6 +87,10 @@ class ReembeddingWorker(Protocol):
         """
         ...
 
+    def prepare(self, reembedding: Reembedding) -> None:
+        """Index the vectors that are stored so far, if an engine can before the switch. May take hours: `keep` on."""
+        ...
+
     @changes
     def switch(self, reembedding: Reembedding) -> int | None:
         """Replace the old vectors unless new ones are missing; return the number of missing vectors (0: done).

@@ -20,16 +20,15 @@ class Sightings(Protocol):
     """
 
     @changes
-    def add(
-        self, collection: str, sighting: NewSighting, fingerprint: str | None = None, *, actor: str | None = None
-    ) -> Sighting:
+    def add(self, collection: str, sighting: NewSighting, *, actor: str | None = None) -> Sighting:
         """Store a sighting and return it. The alerts that it causes are stored in the same transaction.
 
-        `fingerprint`: the pipeline of its vector, None for the collection's.
+        If the collection gives pseudonyms and there is a face, which is of an unknown person and from the collection's
+        pipeline, its vector is stored, and the sighting gets the pseudonym of the most similar stored face if that is
+        similar enough, else a new one. Otherwise the face is ignored.
 
         Raises:
             InvalidError: see `index.sightings.check_sighting` and `expiry`; or the vector, as in `Gallery.enrol`.
-            ConflictError: the collection has another pipeline.
         """
         ...
 
@@ -72,8 +71,9 @@ class Sightings(Protocol):
     ) -> SightingSettings:
         """Replace the collection's settings and return them.
 
-        A shorter retention applies to all sightings, a longer one to new sightings. Without pseudonyms all stored
-        pseudonyms and their vectors are erased.
+        A shorter retention applies to all sightings, a longer one to new sightings. Where pseudonyms are not given any
+        more, all pseudonyms and vectors of sightings are erased; the id of the event in the audit log is the token of
+        the receipt, which counts the vectors as faces.
 
         Raises:
             InvalidError: see `index.sightings.check_settings`.

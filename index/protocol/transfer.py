@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from index.audit_chain import LogHead
-from index.records import Export, ExportPart, FaceRecord, RejectionRecord, SubjectRecord
+from index.records import Export, ExportedCollection, ExportPart, FaceRecord, RejectionRecord, SubjectRecord
 from index.types import Collection, Receipt
 
 
@@ -23,6 +23,10 @@ class GallerySnapshot(Protocol):
 
     def collections(self) -> list[Collection]:
         """Return all collections, sorted by name."""
+        ...
+
+    def describe(self, collection: Collection) -> ExportedCollection:
+        """Return the collection with its calibrations and settings, all with the id 0."""
         ...
 
     def subjects(self, collection: Collection) -> Iterator[list[SubjectRecord]]:
@@ -39,6 +43,10 @@ class GallerySnapshot(Protocol):
 
     def receipts(self) -> Iterator[list[Receipt]]:
         """Yield the receipts of all erasures."""
+        ...
+
+    def left_behind(self) -> dict[str, int]:
+        """Return the numbers of what an export leaves out: sightings, alert rules and merges that can be undone."""
         ...
 
     def unfinished(self) -> list[str]:
@@ -89,7 +97,7 @@ class Transfer(Protocol):
         """
         ...
 
-    def begin_import(self, export: Export, collections: Mapping[int, Collection]) -> dict[str, int | None]:
+    def begin_import(self, export: Export, collections: Mapping[int, ExportedCollection]) -> dict[str, int | None]:
         """Create those of the collections that this export has not created before, all or none.
 
         `collections`: by their numbers in the export. Return for each part the number of its rows that were loaded

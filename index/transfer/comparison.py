@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from index.records import (
 )
 from index.transfer.manifest import ExportManifest, part_path
 from index.transfer.tables import FACES, FEEDBACK, RECEIPTS, SUBJECTS, R, TableFormat, open_table
-from index.types import Floats, Match, Receipt
+from index.types import Collection, Floats, Match, Receipt
 from index.validation import ROUNDING, unit_vectors
 
 MATCHES = 5  # of each search
@@ -56,7 +56,7 @@ def compare_gallery(
     manifest: ExportManifest,
     key: OperatorKey | None = None,
     *,
-    without: Collection[str] = (),
+    without: Container[str] = (),
     searches: int = 1000,
 ) -> Comparison:
     """Compare the gallery with the export in the folder, except the collections `without`.
@@ -71,24 +71,17 @@ def compare_gallery(
     compared = 0
     with storage.transfer.snapshot(now) as snapshot:
         targets = {collection.name: collection for collection in snapshot.collections()}
-        for number, source in enumerate(manifest.collections):
+        for number, described in enumerate(manifest.collections):
+            source = described.collection
             if source.name in without:
                 continue
             if source.name not in targets:
                 differences.append(f"the collection {source.name!r} is missing")
                 continue
-            target, exported = targets[source.name], ExportedRows(folder, manifest, number, key, now)
-            for kind, ours, theirs in (
-                ("subjects", snapshot.subjects(target), exported.subjects()),
-                ("faces", snapshot.faces(target), exported.faces()),
-                ("feedback", snapshot.rejections(target), exported.rejections()),
-            ):
-                stored, expected = _digest(ours), _digest(theirs)
-                if stored != expected:
-                    differences.append(
-                        f"{source.name!r} has {stored[0]:,} {kind}, the export {expected[0]:,}"
-                        + ("; rows differ" if stored[0] == expected[0] else "")
-                    )
+            if snapshot.describe(targets[source.name]) != described:
+                differences.append(f"{source.name!r} has other properties, calibrations or settings than the export")
+            exported = ExportedRows(folder, manifest, number, key, now)
+            differences += _differing_rows(snapshot, targets[source.name], exported)
             count = exported.share(searches)
             compared += count
             if wrong := _count_wrong_searches(storage, source.name, exported, count):
@@ -107,7 +100,7 @@ class ExportedRows:
         self._number = number
         self._key = key
         self._now = now
-        self._dimensions = manifest.collections[number].dimensions
+        self._dimensions = manifest.collections[number].collection.dimensions
 
     def subjects(self) -> Iterator[list[SubjectRecord]]:
         """Yield the subjects."""
@@ -155,6 +148,21 @@ class ExportedRows:
 
     def _has_expired(self, record: SubjectRecord | FaceRecord) -> bool:
         return record.expires_at is not None and record.expires_at <= self._now
+
+
+def _differing_rows(snapshot: GallerySnapshot, target: Collection, exported: ExportedRows) -> Iterator[str]:
+    """Yield a sentence for each kind of rows that differs."""
+    kinds: tuple[tuple[str, Iterable[Sequence[object]], Iterable[Sequence[object]]], ...] = (
+        ("subjects", snapshot.subjects(target), exported.subjects()),
+        ("faces", snapshot.faces(target), exported.faces()),
+        ("rejected faces", snapshot.rejections(target), exported.rejections()),
+    )
+    for kind, ours, theirs in kinds:
+        stored, expected = _digest(ours), _digest(theirs)
+        if stored[0] != expected[0]:
+            yield f"{target.name!r} has {stored[0]:,} {kind}, the export {expected[0]:,}"
+        elif stored != expected:
+            yield f"{target.name!r} has other {kind} than the export"
 
 
 def _digest(pages: Iterable[Sequence[object]]) -> tuple[int, int]:

@@ -8,14 +8,15 @@ what is erased in the gallery after it was imported does not come back. For the 
 collection that it did not create, and an export is refused after a later one of the same gallery.
 
 The audit log stays with its gallery: the manifest has its head, which the import records in the new gallery's log. So
-do the tombstones, which consist of ids of their own gallery. Results of bulk jobs and of idempotency keys are left out.
+do the tombstones, which consist of ids of their own gallery. Left out are sightings, alerts and their rules, results of
+bulk jobs and of idempotency keys, and what an undo of a merge needs.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def export_gallery(transfer: Transfer, folder: Path, key: OperatorKey | None = N
 
 
 def _write_parts(snapshot: GallerySnapshot, folder: Path, export: Export, key: OperatorKey | None) -> ExportManifest:
-    rows, sha256 = {}, {}
+    rows: dict[str, int] = {}
+    sha256: dict[str, str] = {}
     unfinished = 0
 
     def write(
@@ -110,8 +112,8 @@ def _write_parts(snapshot: GallerySnapshot, folder: Path, export: Export, key: O
         write(ExportPart(export, "faces", number), FACES, snapshot.faces(collection), collection)
         write(ExportPart(export, "feedback", number), FEEDBACK, snapshot.rejections(collection), collection)
     write(ExportPart(export, "receipts"), RECEIPTS, receipts())
-    described = tuple(replace(collection, id=0, generation=0) for collection in collections)
-    return ExportManifest(export, described, rows, sha256, unfinished)
+    described = tuple(map(snapshot.describe, collections))
+    return ExportManifest(export, described, rows, sha256, unfinished, snapshot.left_behind())
 
 
 def import_gallery(
@@ -127,22 +129,22 @@ def import_gallery(
         CorruptError: a file is missing or damaged. GalleryError: pyarrow is missing. LockedError, TooNewError.
     """
     manifest = read_export(folder)
-    if unknown := set(without) - {collection.name for collection in manifest.collections}:
+    if unknown := set(without) - {exported.collection.name for exported in manifest.collections}:
         raise InvalidError(f"the export has no collection {min(unknown)!r}")
-    chosen = {number: it for number, it in enumerate(manifest.collections) if it.name not in without}
-    encrypted = [collection.name for collection in chosen.values() if collection.encrypted]
+    chosen = {number: it for number, it in enumerate(manifest.collections) if it.collection.name not in without}
+    encrypted = [exported.collection.name for exported in chosen.values() if exported.collection.encrypted]
     if encrypted and not transfer.encrypts:
         raise InvalidError(
             f"a database cannot have encrypted collections yet: import without {', '.join(map(repr, encrypted))}"
         )
     loading = _CollectionImport(transfer, folder, manifest, key)
-    for number, collection in chosen.items():
-        loading.check(number, collection.dimensions)
+    for number, exported in chosen.items():
+        loading.check(number, exported.collection.dimensions)
     loading.check_receipts()
     done = transfer.begin_import(manifest.export, chosen)
     collections = {
-        collection.name: None if done[loading.part("subjects", number).name] is None else loading.load(number, done)
-        for number, collection in chosen.items()
+        it.collection.name: None if done[loading.part("subjects", number).name] is None else loading.load(number, done)
+        for number, it in chosen.items()
     }
     return GalleryImport(manifest, collections, loading.load_receipts(done))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from index.audit_chain import LogHead
 from index.errors import CorruptError
 from index.folders import write_atomically
 from index.manifests import MANIFEST_FILE, dump_manifest, file_sha256, read_manifest
-from index.records import Export, ExportPart, Kind
-from index.types import Collection
+from index.records import Export, ExportedCollection, ExportPart, Kind
+from index.sightings import SightingSettings
+from index.types import Calibration, Collection
 
 VERSION = 1
 
@@ -19,14 +21,16 @@ VERSION = 1
 class ExportManifest:
     """Describes an export. `rows` and `sha256`: the number of rows and the checksum of each part, by its name.
 
-    The collections have the id 0. `unfinished_receipts`: of erasures whose data was still in a file of the gallery.
+    `unfinished_receipts`: of erasures whose data was still in a file of the gallery; `left_behind`: what an export
+    leaves out.
     """
 
     export: Export
-    collections: tuple[Collection, ...]
+    collections: tuple[ExportedCollection, ...]
     rows: dict[str, int] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
     unfinished_receipts: int = 0
+    left_behind: dict[str, int] = field(default_factory=dict)
 
     def count(self, kind: Kind) -> int:
         """Return the number of rows of this kind in all collections."""
@@ -44,6 +48,14 @@ def write_export(folder: Path, manifest: ExportManifest) -> None:
     write_atomically(folder / MANIFEST_FILE, [dump_manifest(content).encode()])
 
 
+def _read_collection(content: dict[str, Any]) -> ExportedCollection:
+    return ExportedCollection(
+        Collection(**content["collection"]),
+        tuple(Calibration(**calibration) for calibration in content["calibrations"]),
+        SightingSettings(**content["sightings"]),
+    )
+
+
 def read_export(folder: Path) -> ExportManifest:
     """Return the manifest of an export, after comparing all files with it.
 
@@ -56,10 +68,11 @@ def read_export(folder: Path) -> ExportManifest:
         export = {**content["export"], "head": LogHead(**content["export"]["head"])}
         manifest = ExportManifest(
             Export(**export),
-            tuple(Collection(**collection) for collection in content["collections"]),
+            tuple(map(_read_collection, content["collections"])),
             content["rows"],
             content["sha256"],
             content["unfinished_receipts"],
+            content["left_behind"],
         )
     except (KeyError, TypeError) as error:  # such as the manifest of a backup
         raise CorruptError(f"{folder} is not an export of a whole gallery") from error

@@ -24,7 +24,7 @@ from index.transfer import parquet_encryption
 from index.types import Collection, Receipt
 from index.validation import normalised
 
-R = TypeVar("R", SubjectRecord, FaceRecord, RejectionRecord, Receipt)
+R = TypeVar("R", bound=SubjectRecord | FaceRecord | RejectionRecord | Receipt)
 
 KEY, VERSION = b"vestibule", 1
 
@@ -48,12 +48,10 @@ class TableFormat(Generic[R]):
 
     def schema(self, arrow: Any, dimensions: int) -> Any:
         """Return the schema for vectors of this many numbers."""
-        types = {"vector": lambda: arrow.list_(arrow.float32(), dimensions)}
+        vector = arrow.list_(arrow.float32(), dimensions)
+        types = [vector if column.type == "vector" else getattr(arrow, column.type)() for column in self.columns]
         return arrow.schema(
-            [
-                arrow.field(column.name, types.get(column.type, getattr(arrow, column.type, None))(), column.nullable)
-                for column in self.columns
-            ]
+            [arrow.field(it.name, type_, it.nullable) for it, type_ in zip(self.columns, types, strict=True)]
         )
 
     def to_batch(self, arrow: Any, schema: Any, rows: list[R]) -> Any:
@@ -71,7 +69,7 @@ class TableFormat(Generic[R]):
     def from_batch(self, batch: Any) -> list[R]:
         """Return the records of a batch of Arrow."""
         columns = {column.attribute: _values(batch.column(column.name), column) for column in self.columns}
-        defaults = {} if self.record is Receipt else {"id": 0}
+        defaults: dict[str, Any] = {} if self.record is Receipt else {"id": 0}
         return [
             self.record(**defaults, **dict(zip(columns, values, strict=True)))
             for values in zip(*columns.values(), strict=True)

@@ -64,6 +64,10 @@ ARGUMENTS: dict[str, Any] = {
     "create_alert_rule.targets": [{"kind": "webhook", "url": "https://example.org"}],
     "replace_alert_rule.targets": [{"kind": "mqtt", "url": "mqtts://example.org", "topic": "doors"}],
     "state": "dead",
+    "embeddings": [[1.0]],
+    "search_faces.faces": ["a1"],
+    "move_faces.faces": ["a1"],
+    "absorbed": ["eileen"],
 }
 BY_TYPE = {
     "str": "name",

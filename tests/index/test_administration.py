@@ -18,8 +18,10 @@ def test_an_open_gallery_is_closed_and_reports_a_damaged_ledger(gallery: Embedde
     with administration.open_gallery(tmp_path / "gallery") as opened:
         assert opened.usage("doors").faces == 5
         assert list(administration.clashes(opened)) == []
+    with administration.open_storage(tmp_path / "gallery") as storage:
+        assert storage.gallery.usage("doors").faces == 5
         files = (tmp_path / "gallery").glob("ledger.db*")
-        assert administration.ledger_bytes(opened) == sum(file.stat().st_size for file in files) > 0
+        assert storage.stored_bytes() == sum(file.stat().st_size for file in files) > 0
     with pytest.raises(GalleryError, match="the ledger is closed"):
         opened.put_subject("doors", "a")
     with pytest.raises(CorruptError, match=r"ledger\.db: "), administration.open_gallery(tmp_path / "gallery"):

@@ -18,6 +18,7 @@ from index.embedded.encryption import PLAINTEXT, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Searches, selected_counts, selected_subjects
+from index.embedded.sightings.sightings import Sightings
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
 from index.embedded.tasks.reembedding import Reembeddings
@@ -27,6 +28,7 @@ from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
 from index.operator_key import OperatorKey
 from index.protocol import FIRST
+from index.sightings import NewSighting, SightingFilter, SightingSettings, UnknownFace
 from index.transfer.collection_file import export_collection, import_collection
 from index.types import Collection, Item, NewFace, Outcome, Properties
 from tests.index.people import Clock, folder_bytes, maintain, vectors
@@ -113,8 +115,14 @@ def test_pages_list_each_subject_once(gallery: EmbeddedGallery) -> None:
     assert gallery.faces("doors", "without a face") == []
 
 
+def sighting(gallery: EmbeddedGallery, **more: Any) -> NewSighting:
+    now = gallery.clock()
+    return NewSighting("north", now - 5, now, 3, crop=CROP, **more)
+
+
 def fill_all_tables(gallery: EmbeddedGallery) -> None:
-    """Put the data into every table and file: jobs, feedback, re-embeddings, segments, indexes."""
+    """Put the data into every table and file: jobs, feedback, re-embeddings, sightings, segments, indexes."""
+    pseudonyms: dict[str, list[str | None]] = {}
     bulk = bulk_enrolment.JobQueue(gallery)
     for name in (collection.name for collection in gallery.collections()):
         job = bulk.begin(name, {"fingerprint": "f1"})
@@ -123,6 +131,14 @@ def fill_all_tables(gallery: EmbeddedGallery) -> None:
         bulk.ready(job)
         Feedback(gallery).add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         Reembeddings(gallery).begin(name, "face-embedder", "f2", DIMENSIONS)
+        seen = Sightings(gallery)
+        seen.put_settings(name, SightingSettings(pseudonyms=True))
+        for number in (3, 4, 3):
+            unknown = UnknownFace(FACES[number], "f1", lambda count: 0.99)
+            pseudonyms.setdefault(name, []).append(seen.add(name, sighting(gallery, face=unknown)).pseudonym)
+        assert seen.crop(seen.add(name, sighting(gallery, subject=NAMES[1])).token) == CROP
+    for first, second, again in pseudonyms.values():
+        assert first == again != second
     worker = reembedding.ReembeddingWorker(gallery)
     for task in worker.waiting():
         assert worker.claim(task)
@@ -159,6 +175,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
 ) -> None:
     fill_all_tables(gallery)
     (face, *_) = gallery.faces("doors", NAMES[1])
+    (seen, *_) = Sightings(gallery).page("doors", SightingFilter(unknown=True))
     gallery.put_subject("doors", NAMES[2], expires_at=2000.0)
     with closing(EmbeddedGallery(tmp_path / "gallery", key=key, clock=clock)) as locked:
         for call in (
@@ -171,6 +188,10 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
             lambda: locked.remove_subject("doors", NAMES[0]),
             lambda: export_collection(EmbeddedTransfer(locked), "doors", tmp_path / "doors.parquet", key),
             lambda: repair.rekey(locked, OperatorKey(b"n" * 32)),
+            lambda: Sightings(locked).add("doors", sighting(locked)),
+            lambda: Sightings(locked).page("doors"),
+            lambda: Sightings(locked).sighting(seen.token),
+            lambda: Sightings(locked).crop(seen.token),
         ):
             with pytest.raises(LockedError, match=rf"needs the operator's key {KEY.id}|without an operator's key"):
                 call()
@@ -185,7 +206,8 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
         assert job.collection == "open"
         clock.now += 60  # leases have expired
         assert [task.collection for task in reembedding.ReembeddingWorker(locked).waiting()] == ["open"]
-        # Erasing a face, an expired subject or the whole collection needs no key.
+        # Erasing a face, a sighting, an expired subject or the whole collection needs no key.
+        assert Sightings(locked).remove(seen.token).sightings == 1
         clock.now = 2000.0
         assert locked.remove_faces("doors", [face.token]).faces == 1
         other = locked.remove_subject("open", NAMES[0]).token

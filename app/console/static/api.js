@@ -58,13 +58,14 @@ export function address(path, query = {}) {
 /**
  * Send a request and return its response.
  * @param {string} path
- * @param {{method?: string, query?: Query, body?: FormData, json?: unknown, signal?: AbortSignal}} [options]
+ * @param {{method?: string, query?: Query, body?: FormData, json?: unknown, headers?: Record<string, string>,
+ *   signal?: AbortSignal}} [options]
  * @returns {Promise<Response>} with a status of 2xx
  * @throws {Problem} also if the service does not respond; an aborted request throws as `fetch` does
  */
-export async function call(path, { method = "GET", query = {}, body, json, signal } = {}) {
+export async function call(path, { method = "GET", query = {}, body, json, headers = {}, signal } = {}) {
   /** @type {RequestInit & {headers: Record<string, string>}} */
-  const init = { method, signal, headers: {} };
+  const init = { method, signal, headers: { ...headers } };
   const key = storedKey();
   if (key) init.headers.authorization = `Bearer ${key}`;
   if (body) init.body = body;
@@ -140,6 +141,15 @@ export function timings(response) {
  */
 export function isAbort(error) {
   return error instanceof DOMException && error.name === "AbortError";
+}
+
+/**
+ * Return whether repeating a request cannot succeed before a person has changed something, such as the key.
+ * @param {unknown} error
+ */
+export function isFinal(error) {
+  if (!(error instanceof Problem)) return true; // an error in this page
+  return error.status >= 400 && error.status < 500 && error.status !== 429;
 }
 
 /** Aborts the previous request when the next one starts. */

@@ -7,6 +7,7 @@ import classify from "./tabs/classify.js";
 import denoise from "./tabs/denoise.js";
 import gallery from "./tabs/gallery.js";
 import generate from "./tabs/generate.js";
+import live from "./tabs/live.js";
 import models from "./tabs/models.js";
 import status from "./tabs/status.js";
 import verify from "./tabs/verify.js";
@@ -17,7 +18,7 @@ import verify from "./tabs/verify.js";
  */
 
 /** @type {Record<string, () => Tab>} */
-const TABS = { classify, verify, gallery, generate, denoise, models, status };
+const TABS = { classify, verify, gallery, live, generate, denoise, models, status };
 const FIRST = "classify";
 
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));

@@ -198,6 +198,22 @@ export async function whileBusy(button, work) {
 }
 
 /**
+ * Run the action of a button, and show in `place` its error, or the message that it returns.
+ * @param {HTMLButtonElement} button
+ * @param {HTMLElement} place
+ * @param {() => Promise<HTMLElement | null | void>} action
+ */
+export function attempt(button, place, action) {
+  return whileBusy(button, async () => {
+    try {
+      replaceContent(place, (await action()) ?? null);
+    } catch (error) {
+      replaceContent(place, errorNotice(error));
+    }
+  });
+}
+
+/**
  * Show a confirmation dialog and return whether the user confirmed.
  * @param {{title: string, text: string, action: string}} question
  * @returns {Promise<boolean>}

@@ -84,6 +84,20 @@ export function replaceContent(element, ...children) {
 }
 
 /**
+ * Replace the rows of a list and leave those that stay where they are, so that they keep the focus.
+ * @param {HTMLElement} list
+ * @param {HTMLElement[]} rows
+ */
+export function replaceRows(list, rows) {
+  for (const child of [...list.children]) {
+    if (!rows.includes(/** @type {HTMLElement} */ (child))) child.remove();
+  }
+  rows.forEach((row, index) => {
+    if (list.children[index] !== row) list.insertBefore(row, list.children[index] ?? null);
+  });
+}
+
+/**
  * Announce a text to screen readers.
  * @param {string} text
  */
@@ -162,4 +176,16 @@ export function formatRate(rate) {
  */
 export function formatTime(iso) {
   return new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+}
+
+/**
+ * Format a time of today with its seconds, another one with its date.
+ * @param {string} iso
+ */
+export function formatClock(iso) {
+  const time = new Date(iso);
+  if (time.toDateString() === new Date().toDateString()) {
+    return time.toLocaleTimeString("en", { timeStyle: "medium", hourCycle: "h23" });
+  }
+  return time.toLocaleString("en", { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }

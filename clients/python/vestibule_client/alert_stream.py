@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ class EventReader:
             raise UnexpectedAnswer(f"{PATH}: unexpected event: {error}") from error
 
 
-def read_stream(http: httpx.Client, collection: str | None, last_id: str | None) -> Iterator[AlertEvent]:
+def read_stream(http: httpx.Client, collection: str | None, last_id: str | None) -> Generator[AlertEvent, None, None]:
     """Yield the events of the stream, over one connection after the other; see `Client.alert_events`."""
     reader = EventReader(last_id)
     while True:
@@ -82,7 +82,7 @@ def read_stream(http: httpx.Client, collection: str | None, last_id: str | None)
 
 async def read_stream_async(
     http: httpx.AsyncClient, collection: str | None, last_id: str | None
-) -> AsyncIterator[AlertEvent]:
+) -> AsyncGenerator[AlertEvent, None]:
     """Yield the events of the stream; see `read_stream`."""
     reader = EventReader(last_id)
     while True:

@@ -7,7 +7,7 @@ import inspect
 import ipaddress
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -97,7 +97,9 @@ class Client:
             time.sleep(wait)
             attempt += 1
 
-    def alert_events(self, collection: str | None = None, *, last_id: str | None = None) -> Iterator[AlertEvent]:
+    def alert_events(
+        self, collection: str | None = None, *, last_id: str | None = None
+    ) -> Generator[AlertEvent, None, None]:
         """Yield alerts as they happen, of one collection or of all, until the iterator is closed.
 
         A connection that ends is opened again, and continues behind the last event. `last_id`: the id of the last event
@@ -142,6 +144,8 @@ class Client:
     live = _blocking(calls.live)
     ready = _blocking(calls.ready)
     search = _blocking(gallery_calls.search)
+    search_embeddings = _blocking(gallery_calls.search_embeddings)
+    search_faces = _blocking(gallery_calls.search_faces)
     search_passage = _blocking(gallery_calls.search_passage)
     collections = _blocking(gallery_calls.collections)
     collection = _blocking(gallery_calls.collection)
@@ -153,6 +157,13 @@ class Client:
     erase_subject = _blocking(gallery_calls.erase_subject)
     enrol = _blocking(gallery_calls.enrol)
     faces = _blocking(gallery_calls.faces)
+    face_crop = _blocking(gallery_calls.face_crop)
+    move_faces = _blocking(gallery_calls.move_faces)
+    merge_subjects = _blocking(gallery_calls.merge_subjects)
+    merges = _blocking(gallery_calls.merges)
+    undo_merge = _blocking(gallery_calls.undo_merge)
+    duplicates = _blocking(gallery_calls.duplicates)
+    cluster_embeddings = _blocking(gallery_calls.cluster_embeddings)
     erase_face = _blocking(gallery_calls.erase_face)
     erasure = _blocking(gallery_calls.erasure)
     verify_subject = _blocking(gallery_calls.verify_subject)
@@ -227,7 +238,9 @@ class AsyncClient:
             await asyncio.sleep(wait)
             attempt += 1
 
-    def alert_events(self, collection: str | None = None, *, last_id: str | None = None) -> AsyncIterator[AlertEvent]:
+    def alert_events(
+        self, collection: str | None = None, *, last_id: str | None = None
+    ) -> AsyncGenerator[AlertEvent, None]:
         """Yield alerts as they happen; see `Client.alert_events`."""
         return read_stream_async(self._http, collection, last_id)
 
@@ -265,6 +278,8 @@ class AsyncClient:
     live = _awaitable(calls.live)
     ready = _awaitable(calls.ready)
     search = _awaitable(gallery_calls.search)
+    search_embeddings = _awaitable(gallery_calls.search_embeddings)
+    search_faces = _awaitable(gallery_calls.search_faces)
     search_passage = _awaitable(gallery_calls.search_passage)
     collections = _awaitable(gallery_calls.collections)
     collection = _awaitable(gallery_calls.collection)
@@ -276,6 +291,13 @@ class AsyncClient:
     erase_subject = _awaitable(gallery_calls.erase_subject)
     enrol = _awaitable(gallery_calls.enrol)
     faces = _awaitable(gallery_calls.faces)
+    face_crop = _awaitable(gallery_calls.face_crop)
+    move_faces = _awaitable(gallery_calls.move_faces)
+    merge_subjects = _awaitable(gallery_calls.merge_subjects)
+    merges = _awaitable(gallery_calls.merges)
+    undo_merge = _awaitable(gallery_calls.undo_merge)
+    duplicates = _awaitable(gallery_calls.duplicates)
+    cluster_embeddings = _awaitable(gallery_calls.cluster_embeddings)
     erase_face = _awaitable(gallery_calls.erase_face)
     erasure = _awaitable(gallery_calls.erasure)
     verify_subject = _awaitable(gallery_calls.verify_subject)

@@ -268,6 +268,63 @@ class FeedbackList(Answer):
     next: str | None = None
 
 
+class FaceMove(Answer):
+    """The subject, and the ids of the faces that were moved to it.
+
+    `withdrawn`: the erasure of feedback that contradicted the move, None if there was none.
+    """
+
+    subject: SubjectInfo
+    faces: list[str]
+    withdrawn: str | None = None
+
+
+class MergeInfo(Answer):
+    """A merge: `subject` has the faces of the `absorbed` ones. It can be undone until `undo_until`."""
+
+    id: str
+    subject: str
+    absorbed: list[str]
+    faces: int
+    created_at: datetime
+    undo_until: datetime
+    undone_at: datetime | None = None
+
+
+class MergePage(Answer):
+    """A page of merges that can be undone; `next` is the `after` of the next page, None on the last."""
+
+    data: list[MergeInfo]
+    next: int | None
+
+
+class LikelyDuplicate(Answer):
+    """Two subjects that may be one person, by the means of their faces, with the ids of the nearest faces of both."""
+
+    subjects: tuple[str, str]
+    names: tuple[str | None, str | None]
+    faces: tuple[str, str]
+    distance: float
+
+
+class DuplicatePage(Answer):
+    """The likely duplicates of a page of subjects, nearest first; `next` is the `after` of the next page, if any."""
+
+    data: list[LikelyDuplicate]
+    next: str | None
+    threshold: float
+    operating_point: OperatingPoint
+
+
+class Clusters(Answer):
+    """Proposed clusters as positions of embeddings in the call, the largest first; `single`: those in no cluster."""
+
+    clusters: list[list[int]]
+    single: list[int]
+    model: str
+    version: str
+
+
 class JobInfo(Answer):
     """A bulk job, which is `queued`, `running`, `done`, `failed` or `cancelled`; `items` counts items by status."""
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from vestibule_client.call import Call
+from vestibule_client.files import File
 from vestibule_client.gallery_answers import (
     CalibrationInfo,
     CalibrationInUse,
     CalibrationPage,
+    Clusters,
     CollectionDetail,
     CollectionInfo,
     CollectionPage,
+    DuplicatePage,
     Enrolment,
     ErasureReceipt,
     FaceList,
+    FaceMove,
     FeedbackInfo,
     FeedbackList,
     JobInfo,
     JobItemPage,
     JobPage,
+    MergeInfo,
+    MergePage,
     PassageResult,
     PassageVerification,
     Reembedding,
@@ -58,17 +64,44 @@ def search(  # noqa: PLR0913  the endpoint's parameters
     `fpir` is the share of searches for people who are not enrolled that may return a match. `where` filters subjects by
     metadata: `{"site": "north", "level": {"in": [1, 2]}}`.
     """
-    query = {
-        "collection": collection,
-        "limit": limit,
-        "fpir": fpir,
-        "fusion": fusion,
-        "quality_gate": quality_gate,
-        "extrapolate": extrapolate,
-        "repeated": repeated,
-        "where": None if where is None else json.dumps(where),
-    }
+    query = _search_query(collection, limit, fpir, fusion, extrapolate, where)
+    query |= {"quality_gate": quality_gate, "repeated": repeated}
     return Call("POST", "/search", SearchResult, query=query, files=tuple(parts("file", pictures)))
+
+
+def search_embeddings(  # noqa: PLR0913  the endpoint's parameters
+    embeddings: Iterable[Sequence[float]],
+    collection: str,
+    *,
+    limit: int = 5,
+    fpir: float = 0.01,
+    fusion: Fusion = "best",
+    extrapolate: bool = False,
+    where: Mapping[str, Any] | None = None,
+    fingerprint: str | None = None,
+) -> Call[SearchResult]:
+    """Search a collection for embeddings, each separately; see `search`.
+
+    With the `fingerprint` of their pipeline, the search is refused if the collection has another one.
+    """
+    query = _search_query(collection, limit, fpir, fusion, extrapolate, where) | {"fingerprint": fingerprint}
+    body = {"embeddings": [list(embedding) for embedding in embeddings]}
+    return Call("POST", "/search/embeddings", SearchResult, query=query, json=body)
+
+
+def search_faces(
+    faces: Iterable[str],
+    collection: str,
+    *,
+    limit: int = 5,
+    fpir: float = 0.01,
+    fusion: Fusion = "best",
+    extrapolate: bool = False,
+    where: Mapping[str, Any] | None = None,
+) -> Call[SearchResult]:
+    """Search a collection for its own faces by their ids; the subject that has a face is no candidate for it."""
+    query = _search_query(collection, limit, fpir, fusion, extrapolate, where)
+    return Call("POST", "/search/embeddings", SearchResult, query=query, json={"faces": list(faces)})
 
 
 def search_passage(  # noqa: PLR0913  the endpoint's parameters
@@ -189,6 +222,53 @@ def faces(collection: str, subject: str, *, after: int = 0, limit: int = 10_000)
     """List a subject's faces by page; `after` is `next` of the previous page."""
     query = {"after": after, "limit": limit}
     return Call("GET", _SUBJECT + "/faces", FaceList, _names(collection, subject), query)
+
+
+def face_crop(collection: str, face: str) -> Call[File]:
+    """Return the aligned face that was stored at enrolment, if the collection keeps crops."""
+    return Call("GET", _COLLECTION + "/faces/{face}/crop", File, {"collection": collection, "face": face})
+
+
+def move_faces(collection: str, faces: Iterable[str], to: str) -> Call[FaceMove]:
+    """Move faces, all or none, to the subject `to`, which is created if missing."""
+    body = {"faces": list(faces), "to": to}
+    return Call("POST", _COLLECTION + "/faces/move", FaceMove, {"collection": collection}, json=body)
+
+
+def merge_subjects(collection: str, subject: str, absorbed: Iterable[str]) -> Call[MergeInfo]:
+    """Give the subject all faces and feedback of the `absorbed` subjects, which then do not exist."""
+    return Call("POST", _SUBJECT + "/merge", MergeInfo, _names(collection, subject), json={"from": list(absorbed)})
+
+
+def merges(collection: str, *, after: int = 0, limit: int = 100) -> Call[MergePage]:
+    """List the merges that can be undone by page; `after` is `next` of the previous page."""
+    query = {"after": after, "limit": limit}
+    return Call("GET", _COLLECTION + "/merges", MergePage, {"collection": collection}, query)
+
+
+def undo_merge(collection: str, merge: str) -> Call[MergeInfo]:
+    """Undo a merge: the absorbed subjects exist again."""
+    return Call("POST", _COLLECTION + "/merges/{merge}/undo", MergeInfo, {"collection": collection, "merge": merge})
+
+
+def duplicates(collection: str, *, fmr: float = 0.00003, after: str = "", limit: int = 100) -> Call[DuplicatePage]:
+    """List pairs of subjects that may be one person, for a page of `limit` subjects compared with all others.
+
+    `fmr` is the share of pairs of different people that are listed.
+    """
+    query = {"fmr": fmr, "after": after, "limit": limit}
+    return Call("GET", _COLLECTION + "/duplicates", DuplicatePage, {"collection": collection}, query)
+
+
+def cluster_embeddings(
+    embeddings: Iterable[Sequence[float]], *, model: str | None = None, prior: float = 0.01
+) -> Call[Clusters]:
+    """Propose clusters of embeddings, each of one person, for a person to name.
+
+    `prior` is the share of all pairs of faces that are expected to show one person.
+    """
+    body = {"embeddings": [list(embedding) for embedding in embeddings]}
+    return Call("POST", "/cluster/embeddings", Clusters, query={"model": model, "prior": prior}, json=body)
 
 
 def erase_face(collection: str, face: str) -> Call[ErasureReceipt]:
@@ -345,6 +425,19 @@ def use_calibration(collection: str, calibration: str | None) -> Call[Calibratio
     """Use an earlier calibration of a collection from now on; None: the embedder's own."""
     body = {"id": calibration}
     return Call("PUT", _COLLECTION + "/calibration", CalibrationInUse, {"collection": collection}, json=body)
+
+
+def _search_query(
+    collection: str, limit: int, fpir: float, fusion: Fusion, extrapolate: bool, where: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "collection": collection,
+        "limit": limit,
+        "fpir": fpir,
+        "fusion": fusion,
+        "extrapolate": extrapolate,
+        "where": None if where is None else json.dumps(where),
+    }
 
 
 def _names(collection: str, subject: str) -> dict[str, str]:

@@ -8,12 +8,16 @@ from vestibule_client.answers import Answer
 
 
 class StoredSighting(Answer):
-    """A sighting that was stored; `position` is its place in the order of all."""
+    """A sighting that was stored; `position` is its place in the order of all.
+
+    `pseudonym`: an unknown person's, if the collection gives pseudonyms.
+    """
 
     id: str
     position: int
     created_at: datetime
     expires_at: datetime
+    pseudonym: str | None = None
 
 
 class Sighting(StoredSighting):
@@ -48,3 +52,4 @@ class SightingSettings(Answer):
 
     unknown_s: float
     known_s: float
+    pseudonyms: bool = False

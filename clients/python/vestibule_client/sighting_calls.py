@@ -58,6 +58,7 @@ def sightings(  # noqa: PLR0913  the endpoint's parameters
     *,
     camera: str | None = None,
     subject_id: str | None = None,
+    pseudonym: str | None = None,
     unknown: bool | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
@@ -73,6 +74,7 @@ def sightings(  # noqa: PLR0913  the endpoint's parameters
         "collection": collection,
         "camera": camera,
         "subject_id": subject_id,
+        "pseudonym": pseudonym,
         "unknown": unknown,
         "since": since.isoformat() if since else None,
         "until": until.isoformat() if until else None,
@@ -103,10 +105,13 @@ def sighting_settings(collection: str) -> Call[SightingSettings]:
     return Call("GET", _SETTINGS, SightingSettings, {"collection": collection})
 
 
-def put_sighting_settings(collection: str, *, unknown_s: float, known_s: float) -> Call[SightingSettings]:
+def put_sighting_settings(
+    collection: str, *, unknown_s: float, known_s: float, pseudonyms: bool = False
+) -> Call[SightingSettings]:
     """Set how long a collection keeps sightings of unknown people and of subjects, in seconds.
 
-    A shorter time applies to all its sightings, a longer one to new ones.
+    A shorter time applies to all its sightings, a longer one to new ones. `pseudonyms`: store the faces of unknown
+    people, and give a person who is seen again the same pseudonym.
     """
-    body = {"unknown_s": unknown_s, "known_s": known_s}
+    body = {"unknown_s": unknown_s, "known_s": known_s, "pseudonyms": pseudonyms}
     return Call("PUT", _SETTINGS, SightingSettings, {"collection": collection}, json=body)

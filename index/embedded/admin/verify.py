@@ -51,6 +51,12 @@ _ROW_FAULTS = {
     " JOIN collections ON collections.id = reembedded.collection_id"
     f" WHERE length(data) != 4 * reembeddings.dimensions + {OVERHEAD} * encrypted"
     " OR faces.collection_id != reembedded.collection_id",
+    "sightings are in another collection than their subject": "SELECT count(*) FROM sightings"
+    " JOIN subjects ON subjects.id = subject_id WHERE sightings.collection_id != subjects.collection_id",
+    "vectors of sightings do not fit their collection": "SELECT count(*) FROM sighting_faces"  # noqa: S608  constants
+    " JOIN sightings ON sightings.id = sighting_id JOIN collections ON collections.id = sightings.collection_id"
+    f" WHERE length(vector) != 4 * dimensions + {OVERHEAD} * encrypted"
+    " OR sighting_faces.collection_id != sightings.collection_id",
     "vectors of feedback do not fit their collection": "SELECT count(*) FROM rejections"  # noqa: S608  of constants
     " JOIN subjects ON subjects.id = subject_id JOIN collections ON collections.id = subjects.collection_id"
     " LEFT JOIN reembeddings ON reembeddings.collection_id = collections.id"

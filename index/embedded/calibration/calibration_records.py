@@ -32,6 +32,23 @@ def insert(db: apsw.Connection, collection: Collection, data: str, now: float) -
     return find(db, collection.id, token)
 
 
+def insert_record(db: apsw.Connection, collection_id: int, calibration: Calibration) -> None:
+    """Insert a calibration of another gallery with its token and version."""
+    db.execute(
+        "INSERT INTO calibrations (collection_id, token, version, fingerprint, data, created_at, in_use)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            collection_id,
+            calibration.token,
+            calibration.version,
+            calibration.fingerprint,
+            calibration.data,
+            calibration.created_at,
+            calibration.in_use,
+        ),
+    )
+
+
 def find(db: apsw.Connection, collection_id: int, token: str) -> Calibration:
     """Return the calibration.
 

@@ -123,30 +123,27 @@ class Curation(GalleryComponent):
                 raise NotFoundError("there is no such face")
             return SubjectVectors(subject, (face,), vectors.vectors)
 
-    def subject_vectors(
-        self, collection: str, after: int = 0, limit: int = 100, *, faces: int = 16
-    ) -> list[SubjectVectors]:
+    def subject_vectors(self, collection: str, ids: Sequence[int], *, faces: int = 16) -> list[SubjectVectors]:
         """See `Curation`."""
+        now = self.gallery.clock()
         with self.ledger.snapshot() as db:
             target = collection_records.find(db, collection)
-            ids = [
-                row[0]
-                for row in db.execute(
-                    "SELECT id FROM subjects WHERE collection_id = ? AND id > ?"
-                    " AND (expires_at IS NULL OR expires_at > ?) ORDER BY id LIMIT ?",
-                    (target.id, after, self.gallery.clock(), limit),
-                )
-            ]
-            subjects = subject_records.by_id(db, cipher_of(db, target.id), ids)
-            rows: list[Row] = db.execute(_FIRST_FACES, (json.dumps(ids), faces)).fetchall()
+            chosen: list[Row] = db.execute(_LIVE, (json.dumps(list(ids)), target.id, now)).fetchall()
+            numbers = [row[0] for row in chosen]
+            subjects = subject_records.by_id(db, cipher_of(db, target.id), numbers)
+            rows: list[Row] = db.execute(_FIRST_FACES, (json.dumps(numbers), faces)).fetchall()
             vectors = vector_records.decoded(db, target, [row[:3] for row in rows])
-        bounds = vectors.subjects.searchsorted(ids), vectors.subjects.searchsorted(ids, side="right")
+        bounds = vectors.subjects.searchsorted(numbers), vectors.subjects.searchsorted(numbers, side="right")
         return [
             SubjectVectors(subjects[number], tuple(row[3] for row in rows[start:end]), vectors.vectors[start:end])
-            for number, start, end in zip(ids, *bounds, strict=True)
+            for number, start, end in zip(numbers, *bounds, strict=True)
         ]
 
 
+_LIVE = """
+SELECT id FROM subjects WHERE id IN (SELECT value FROM json_each(?)) AND collection_id = ?
+AND (expires_at IS NULL OR expires_at > ?) ORDER BY id
+"""
 _FIRST_FACES = """
 SELECT numbered.id, subject_id, data, token FROM (
     SELECT id, subject_id, token, row_number() OVER (PARTITION BY subject_id ORDER BY id) AS place FROM faces

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 import apsw
-import numpy as np
 
 from index.embedded.store import vector_records
 from index.embedded.store.ledger import Row
@@ -45,4 +44,4 @@ def _same(rejected: FaceVectors, enrolled: FaceVectors, *, other_subject: bool) 
     same = rejected.vectors @ enrolled.vectors.T >= 1 - ROUNDING
     if other_subject:
         same &= rejected.subjects[:, None] != enrolled.subjects
-    return np.asarray(rejected.faces[same.any(axis=1)]).tolist()
+    return [int(face) for face in rejected.faces[same.any(axis=1)]]

@@ -6,26 +6,41 @@ import json
 from collections.abc import Iterable
 
 import apsw
+import numpy as np
 
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store import subject_records
 from index.embedded.store.ledger import Row
 from index.errors import NotFoundError
-from index.sightings import NewSighting, Sighting, SightingFilter, SightingSettings, new_ids
+from index.sightings import (
+    NewSighting,
+    RecognisedFace,
+    Sighting,
+    SightingFilter,
+    SightingSettings,
+    UnknownFace,
+    named,
+    new_ids,
+)
+from index.types import Collection
+from index.validation import unit_vectors
 
 MAX_POSITION = 2**63 - 1
 
 _SIGHTING = f"""
 SELECT sightings.collection_id, camera, started_at, ended_at, frames, probability, distance, fpir, threshold, position,
-    sightings.id, token, collections.name, sightings.created_at, sightings.expires_at, crop IS NOT NULL, pseudonym,
+    sightings.id, token, collections.name, sightings.created_at, sightings.expires_at,
+    EXISTS (SELECT 1 FROM sighting_crops WHERE sighting_id = sightings.id), pseudonym,
     {subject_records.COLUMNS}
 FROM sightings JOIN collections ON collections.id = sightings.collection_id
     LEFT JOIN subjects ON subjects.id = sightings.subject_id
+    LEFT JOIN sighting_faces ON sighting_id = sightings.id
 WHERE sightings.expires_at > :now AND (subjects.expires_at IS NULL OR subjects.expires_at > :now)
 """  # noqa: S608  constants
 _CONDITIONS = {
     "camera": "camera = :camera",
     "subject_id": "sightings.subject_id = :subject_id",
+    "pseudonym": "pseudonym = :pseudonym",
     "unknown": "(sightings.subject_id IS NULL) = :unknown",
     "since": "ended_at >= :since",
     "until": "started_at < :until",
@@ -54,19 +69,51 @@ def insert(
     collection_id: int,
     subject_id: int | None,
     sighting: NewSighting,
+    recognised: RecognisedFace | None,
     now: float,
     expires_at: float,
 ) -> str:
     """Insert a checked sighting of this subject (None: an unknown person) and return its token."""
     number, token = new_ids()
-    crop = None if sighting.crop is None else cipher_of(db, collection_id).encrypt(sighting.crop, "crop", -number)
+    cipher = cipher_of(db, collection_id)
     db.execute(
         "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
-        " probability, distance, fpir, threshold, created_at, expires_at, crop)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, crop),
+        " probability, distance, fpir, threshold, created_at, expires_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at),
     )
+    if sighting.crop is not None:
+        crop = cipher.encrypt(sighting.crop, "crop", -number)
+        db.execute("INSERT INTO sighting_crops VALUES (?, ?)", (number, crop))
+    if recognised is not None:
+        vector = cipher.encrypt(recognised.vector.astype("<f4").tobytes(), "vector", -number)
+        face = (number, collection_id, recognised.pseudonym, vector)
+        db.execute("INSERT INTO sighting_faces VALUES (?, ?, ?, ?)", face)
     return token
+
+
+def recognise(db: apsw.Connection, collection: Collection, face: UnknownFace, now: float) -> RecognisedFace:
+    """Return the face with the pseudonym of the most similar stored face, or a new one.
+
+    Raises:
+        InvalidError: see `unit_vectors`.
+    """
+    cipher, (vector,) = cipher_of(db, collection.id), unit_vectors(face.vector[None], collection.dimensions)
+    rows: list[Row] = db.execute(
+        "SELECT id, vector, pseudonym FROM sighting_faces JOIN sightings ON sightings.id = sighting_id"
+        " WHERE sighting_faces.collection_id = ? AND expires_at > ? ORDER BY position",
+        (collection.id, now),
+    ).fetchall()
+    stored = b"".join(cipher.decrypt(encrypted, "vector", -number) for number, encrypted, _ in rows)
+    similarities = np.frombuffer(stored, "<f4").reshape(len(rows), collection.dimensions) @ vector
+    nearest = (rows[int(similarities.argmax())][2], similarities.max()) if rows else None
+    return named(vector, face, len(rows), nearest)
+
+
+def forget_faces(db: apsw.Connection, collection_id: int) -> int:
+    """Delete all pseudonyms and vectors of the collection's sightings, and return the number of vectors."""
+    db.execute("DELETE FROM sighting_faces WHERE collection_id = ?", (collection_id,))
+    return db.changes()
 
 
 def find(db: apsw.Connection, token: str, now: float) -> tuple[int, Sighting]:
@@ -111,6 +158,7 @@ def page(
     values = {
         "camera": where.camera,
         "subject_id": None if subject is None else subject.id,
+        "pseudonym": where.pseudonym,
         "unknown": where.unknown,
         "since": where.since,
         "until": where.until,
@@ -134,9 +182,9 @@ def crop(db: apsw.Connection, token: str, now: float) -> bytes:
         NotFoundError: there is no such sighting, or it has no best shot.
     """
     collection_id, sighting = find(db, token, now)
-    if not sighting.has_crop:
+    stored = db.execute("SELECT data FROM sighting_crops WHERE sighting_id = ?", (sighting.id,)).get
+    if stored is None:
         raise NotFoundError("the sighting has no best shot")
-    stored = db.execute("SELECT crop FROM sightings WHERE id = ?", (sighting.id,)).get
     return cipher_of(db, collection_id).decrypt(stored, "crop", -sighting.id)
 
 

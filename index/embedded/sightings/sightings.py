@@ -25,6 +25,7 @@ from index.sightings import (
     check_settings,
     check_sighting,
     expiry,
+    face_to_recognise,
 )
 from index.types import Collection, Receipt
 
@@ -44,23 +45,17 @@ class Sightings(GalleryComponent):
         self._observers = tuple(observers)
 
     @committing
-    def add(
-        self,
-        db: apsw.Connection,
-        collection: str,
-        sighting: NewSighting,
-        fingerprint: str | None = None,
-        *,
-        actor: str | None = None,
-    ) -> Sighting:
+    def add(self, db: apsw.Connection, collection: str, sighting: NewSighting, *, actor: str | None = None) -> Sighting:
         """See `Sightings`."""
         target, now = collection_records.find(db, collection), self.gallery.clock()
         check_sighting(sighting, now)
-        expires_at = expiry(sighting, records.settings(db, target.id), now)
+        settings = records.settings(db, target.id)
         subject_id = None
         if sighting.subject is not None:
             subject_id = subject_records.find(db, target.id, sighting.subject, now).id
-        token = records.insert(db, target.id, subject_id, sighting, now, expires_at)
+        face, expires_at = face_to_recognise(sighting, settings, target), expiry(sighting, settings, now)
+        recognised = records.recognise(db, target, face, now) if face else None
+        token = records.insert(db, target.id, subject_id, sighting, recognised, now, expires_at)
         _, stored = records.find(db, token, now)
         audit.record(db, AuditEvent("add_sighting", now, actor, target.id, _listed(subject_id), [-stored.id]))
         for observe in self._observers:
@@ -113,9 +108,16 @@ class Sightings(GalleryComponent):
     ) -> SightingSettings:
         """See `Sightings`."""
         check_settings(settings)
-        number = collection_records.find(db, collection).id
+        number, now = collection_records.find(db, collection).id, self.gallery.clock()
+        allowed = records.settings(db, number).pseudonyms
         records.put_settings(db, number, settings)
-        audit.record(db, AuditEvent("put_sighting_settings", self.gallery.clock(), actor, number))
+        audit.record(db, AuditEvent("put_sighting_settings", now, actor, number))
+        if settings.pseudonyms and not allowed:
+            audit.record(db, AuditEvent("allow_pseudonyms", now, actor, number))
+        if allowed and not settings.pseudonyms:
+            receipt = Receipt(secrets.token_hex(16), 0, records.forget_faces(db, number), now, None)
+            erasure_records.insert_receipt(db, number, receipt, through=0)
+            audit.record(db, AuditEvent("forbid_pseudonyms", now, actor, number, id=receipt.token))
         return settings
 
 

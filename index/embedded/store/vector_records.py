@@ -202,12 +202,15 @@ def insert_rejected(db: apsw.Connection, collection_id: int, rows: Iterable[tupl
 def rejection_records(
     db: apsw.Connection, collection_id: int, after: int, limit: int, now: float
 ) -> list[RejectionRecord]:
-    """Return at most `limit` rejected faces with ids above `after`, without those of subjects expired at `now`."""
+    """Return at most `limit` rejected faces with ids above `after`, without those of subjects expired at `now`.
+
+    Those that a merge suspends are left out.
+    """
     cipher = cipher_of(db, collection_id)
     rows = db.execute(
         f"SELECT {subject_records.COLUMNS}, rejections.id, token, rejections.created_at, data, crop"  # noqa: S608
         " FROM rejections JOIN subjects ON subjects.id = subject_id WHERE collection_id = ? AND rejections.id > ?"
-        " AND (expires_at IS NULL OR expires_at > ?) ORDER BY rejections.id LIMIT ?",
+        " AND suspended_by IS NULL AND (expires_at IS NULL OR expires_at > ?) ORDER BY rejections.id LIMIT ?",
         (collection_id, after, now, limit),
     )
     return [_rejection_record(cipher, row) for row in rows]

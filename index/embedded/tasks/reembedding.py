@@ -155,6 +155,9 @@ class ReembeddingWorker(GalleryComponent):
         db.execute("UPDATE reembeddings SET problem = NULL WHERE token = ?", (reembedding.token,))
         return True
 
+    def prepare(self, reembedding: Reembedding) -> None:
+        """Do nothing: maintenance writes the new segments and their index after the switch."""
+
     @committing
     def switch(self, db: apsw.Connection, reembedding: Reembedding) -> int | None:
         """Replace the old vectors unless new ones are missing; return the number of missing vectors (0: done).
@@ -262,6 +265,8 @@ def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
         f"UPDATE rejections SET data = reembedded WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
         (collection_id,),
     )
+    # Without their vectors, nobody can be given the pseudonyms of sightings any more.
+    db.execute("DELETE FROM sighting_faces WHERE collection_id = ?", (collection_id,))
     db.execute(
         "UPDATE collections SET embedder = ?, fingerprint = ?, dimensions = ? WHERE id = ?",
         (reembedding.embedder, reembedding.fingerprint, reembedding.dimensions, collection_id),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import apsw
 
+from index.embedded.calibration import calibration_records
+from index.embedded.sightings import records as sighting_records
 from index.embedded.store import collection_records, erasure_records, face_records, subject_records, vector_records
-from index.records import BATCH, FaceRecord, RejectionRecord, SubjectRecord, pages
+from index.records import BATCH, ExportedCollection, FaceRecord, RejectionRecord, SubjectRecord, pages
 from index.types import Collection, Receipt
+
+MAX_CALIBRATIONS = 2**31 - 1
 
 R = TypeVar("R", SubjectRecord, FaceRecord, RejectionRecord)
 
@@ -24,6 +29,14 @@ class LedgerSnapshot:
     def collections(self) -> list[Collection]:
         """See `GallerySnapshot`."""
         return collection_records.page(self._db, "", -1)
+
+    def describe(self, collection: Collection) -> ExportedCollection:
+        """See `GallerySnapshot`."""
+        return ExportedCollection(
+            replace(collection, id=0, generation=0),
+            tuple(replace(it, id=0) for it in calibration_records.page(self._db, collection.id, 0, MAX_CALIBRATIONS)),
+            sighting_records.settings(self._db, collection.id),
+        )
 
     def subjects(self, collection: Collection) -> Iterator[list[SubjectRecord]]:
         """See `GallerySnapshot`."""
@@ -40,6 +53,16 @@ class LedgerSnapshot:
     def receipts(self) -> Iterator[list[Receipt]]:
         """See `GallerySnapshot`."""
         return pages(lambda after: erasure_records.receipts(self._db, after, BATCH), "", lambda receipt: receipt.token)
+
+    def left_behind(self) -> dict[str, int]:
+        """See `GallerySnapshot`."""
+        statements = {
+            "sightings": "SELECT count(*) FROM sightings WHERE expires_at > ?",
+            "alert rules": "SELECT count(*) FROM alert_rules WHERE ? > 0",
+            "merges that can be undone": "SELECT count(*) FROM merges WHERE undone_at IS NULL AND undo_until > ?",
+        }
+        counts = {name: list(self._db.execute(statement, (self._now,))) for name, statement in statements.items()}
+        return {name: count for name, ((count,),) in counts.items() if count}
 
     def unfinished(self) -> list[str]:
         """See `GallerySnapshot`; uploads that were not completed are left out."""

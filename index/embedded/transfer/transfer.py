@@ -11,7 +11,9 @@ import apsw
 
 from index.audit_chain import AuditEvent, LogHead
 from index.embedded.audit import log as audit
+from index.embedded.calibration import calibration_records
 from index.embedded.gallery import GalleryComponent, remove_expired_among
+from index.embedded.sightings import records as sighting_records
 from index.embedded.store import collection_records, erasure_records, face_records, subject_records, vector_records
 from index.embedded.transfer import import_records
 from index.embedded.transfer.snapshot import LedgerSnapshot
@@ -19,6 +21,7 @@ from index.errors import NotFoundError
 from index.records import (
     KINDS,
     Export,
+    ExportedCollection,
     ExportPart,
     FaceRecord,
     RejectionRecord,
@@ -67,7 +70,7 @@ class EmbeddedTransfer(GalleryComponent):
 
         return self.ledger.write(write)
 
-    def begin_import(self, export: Export, collections: Mapping[int, Collection]) -> dict[str, int | None]:
+    def begin_import(self, export: Export, collections: Mapping[int, ExportedCollection]) -> dict[str, int | None]:
         """See `Transfer`."""
 
         def write(db: apsw.Connection) -> dict[str, int | None]:
@@ -80,7 +83,7 @@ class EmbeddedTransfer(GalleryComponent):
             for number, source in collections.items():
                 parts = [ExportPart(export, kind, number) for kind in KINDS]
                 if parts[0].name not in begun:
-                    target = _create(db, source, now)
+                    target = _create_exported(db, source, now)
                     for part in parts:
                         import_records.insert(db, part, target.id)
             return import_records.progress(db, export)
@@ -177,6 +180,14 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
 def _create(db: apsw.Connection, source: Collection, now: float) -> Collection:
     target = collection_records.insert(db, source)
     audit.record(db, AuditEvent("create_collection", now, None, target.id))
+    return target
+
+
+def _create_exported(db: apsw.Connection, source: ExportedCollection, now: float) -> Collection:
+    target = _create(db, source.collection, now)
+    for calibration in source.calibrations:
+        calibration_records.insert_record(db, target.id, calibration)
+    sighting_records.put_settings(db, target.id, source.sightings)
     return target
 
 

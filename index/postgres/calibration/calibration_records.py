@@ -23,6 +23,23 @@ def insert(db: Connection, collection: Collection, data: str, now: float) -> Cal
     return find(db, collection.id, token)
 
 
+def insert_record(db: Connection, collection_id: int, calibration: Calibration) -> None:
+    """Insert a calibration of another gallery with its token and version."""
+    db.execute(
+        "INSERT INTO calibrations (collection_id, token, version, fingerprint, data, created_at, in_use)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (
+            collection_id,
+            calibration.token,
+            calibration.version,
+            calibration.fingerprint,
+            calibration.data,
+            calibration.created_at,
+            calibration.in_use,
+        ),
+    )
+
+
 def find(db: Connection, collection_id: int, token: str) -> Calibration:
     """Return the calibration.
 

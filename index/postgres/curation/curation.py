@@ -36,8 +36,8 @@ WHERE faces.token = %s AND (expires_at IS NULL OR expires_at > %s)
 """  # noqa: S608  constants
 _FIRST_FACES = f"""
 WITH chosen AS MATERIALIZED (
-    SELECT {subject_records.COLUMNS} FROM subjects WHERE collection_id = %(collection)s AND id > %(after)s
-    AND (expires_at IS NULL OR expires_at > %(now)s) ORDER BY id LIMIT %(limit)s
+    SELECT {subject_records.COLUMNS} FROM subjects WHERE collection_id = %(collection)s AND id = ANY(%(ids)s)
+    AND (expires_at IS NULL OR expires_at > %(now)s)
 ) SELECT subjects.*, own.token, own.vector FROM chosen AS subjects LEFT JOIN LATERAL (
     SELECT id AS face_id, token, vector FROM {{faces}} WHERE subject_id = subjects.id ORDER BY id LIMIT %(faces)s
 ) AS own ON true ORDER BY subjects.id, face_id
@@ -112,8 +112,8 @@ class PostgresCuration(GalleryComponent):
         target, now = collection_records.find(db, collection, "share"), self.database.now(db)
         if not faces:
             raise InvalidError("expected at least one face")
-        remove_expired_among(db, target, [key], now)
-        (number,) = subject_records.ids_for_enrolment(db, target.id, [key], now).values()
+        existing = remove_expired_among(db, target, [key], now)
+        (number,) = subject_records.put_all(db, target.id, {key: None}, existing, now).values()
         owners = face_records.ids_of_tokens(db, target.id, faces)
         moving = [face for face, owner in owners.items() if owner != number]
         sources = subject_records.by_id(db, {owners[face] for face in moving})
@@ -140,14 +140,12 @@ class PostgresCuration(GalleryComponent):
                 raise NotFoundError(f"there is no face {face!r}")
             return _subject_vectors(rows, target)
 
-    def subject_vectors(
-        self, collection: str, after: int = 0, limit: int = 100, *, faces: int = 16
-    ) -> list[SubjectVectors]:
+    def subject_vectors(self, collection: str, ids: Sequence[int], *, faces: int = 16) -> list[SubjectVectors]:
         """See `Curation`."""
         with self.gallery.reading(collection) as (db, target):
             statement = sql.SQL(_FIRST_FACES).format(faces=face_tables.faces(target.id))
-            values = {"collection": target.id, "after": after, "now": self.database.now(db)}
-            rows = db.execute(statement, {**values, "limit": limit, "faces": faces}).fetchall()
+            values = {"collection": target.id, "ids": list(ids), "now": self.database.now(db), "faces": faces}
+            rows = db.execute(statement, values).fetchall()
             return [_subject_vectors(list(own), target) for _, own in groupby(rows, key=lambda row: row[0])]
 
     def _lock(self, db: Connection, collection: Collection, lookups: Sequence[bytes]) -> tuple[dict[bytes, Row], float]:

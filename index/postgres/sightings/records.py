@@ -10,18 +10,32 @@ from index.errors import NotFoundError
 from index.postgres.store import subject_records
 from index.postgres.store.database import MAX_INT, Connection, Row, scalar
 from index.postgres.store.sealing import seal, unseal
-from index.sightings import NewSighting, Sighting, SightingFilter, SightingSettings, new_ids
+from index.sightings import (
+    NewSighting,
+    RecognisedFace,
+    Sighting,
+    SightingFilter,
+    SightingSettings,
+    UnknownFace,
+    named,
+    new_ids,
+)
+from index.types import Collection
+from index.validation import unit_vectors
 
 _SIGHTING = f"""
 SELECT camera, started_at, ended_at, frames, probability, distance, fpir, threshold, position, sightings.id, token,
-    collections.name, sightings.created_at, sightings.expires_at, crop IS NOT NULL, pseudonym, {subject_records.COLUMNS}
+    collections.name, sightings.created_at, sightings.expires_at,
+    EXISTS (SELECT FROM sighting_crops WHERE sighting_id = sightings.id), pseudonym, {subject_records.COLUMNS}
 FROM sightings JOIN collections ON collections.id = sightings.collection_id
     LEFT JOIN subjects ON subjects.id = sightings.subject_id
+    LEFT JOIN sighting_faces ON sighting_id = sightings.id
 WHERE sightings.expires_at > %(now)s AND (subjects.expires_at IS NULL OR subjects.expires_at > %(now)s)
 """  # noqa: S608  constants
 _CONDITIONS = {
     "camera": "camera = %(camera)s",
     "subject_id": "sightings.subject_id = %(subject_id)s",
+    "pseudonym": "pseudonym = %(pseudonym)s",
     "unknown": "(sightings.subject_id IS NULL) = %(unknown)s",
     "since": "ended_at >= %(since)s",
     "until": "started_at < %(until)s",
@@ -45,21 +59,60 @@ def _sighting(row: Row) -> Sighting:
 
 
 def insert(
-    db: Connection, collection_id: int, subject_id: int | None, sighting: NewSighting, now: float, expires_at: float
+    db: Connection,
+    collection_id: int,
+    subject_id: int | None,
+    sighting: NewSighting,
+    recognised: RecognisedFace | None,
+    now: float,
+    expires_at: float,
 ) -> str:
     """Insert a checked sighting of this subject (None: an unknown person) and return its token.
 
     Lock the settings first.
     """
     number, token = new_ids()
-    sealed = (None, None) if sighting.crop is None else seal(sighting.crop)
     db.execute(
         "INSERT INTO sightings (id, token, collection_id, subject_id, camera, started_at, ended_at, frames,"
-        " probability, distance, fpir, threshold, created_at, expires_at, seal, crop)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at, *sealed),
+        " probability, distance, fpir, threshold, created_at, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (number, token, collection_id, subject_id, *sighting.observed(), now, expires_at),
     )
+    if sighting.crop is not None:
+        statement = "INSERT INTO sighting_crops (sighting_id, seal, crop) VALUES (%s, %s, %s)"
+        db.execute(statement, (number, *seal(sighting.crop)))
+    if recognised is not None:
+        db.execute(
+            "INSERT INTO sighting_faces (sighting_id, collection_id, pseudonym, vector) VALUES (%s, %s, %s, %s)",
+            (number, collection_id, recognised.pseudonym, recognised.vector),
+        )
     return token
+
+
+def recognise(db: Connection, collection: Collection, face: UnknownFace, now: float) -> RecognisedFace:
+    """Return the face with the pseudonym of the most similar stored face, or a new one.
+
+    Lock the settings first.
+
+    Raises:
+        InvalidError: see `unit_vectors`.
+    """
+    (vector,) = unit_vectors(face.vector[None], collection.dimensions)
+    of_collection = (
+        "FROM sighting_faces JOIN sightings ON sightings.id = sighting_id"
+        " WHERE sighting_faces.collection_id = %s AND expires_at > %s"
+    )
+    count = scalar(db, sql.SQL(f"SELECT count(*) {of_collection}"), (collection.id, now))
+    nearest = db.execute(
+        sql.SQL(f"SELECT pseudonym, -(vector <#> %s) {of_collection} ORDER BY 2 DESC, position LIMIT 1"),
+        (vector, collection.id, now),
+    ).fetchone()
+    return named(vector, face, count, nearest and (nearest[0], nearest[1]))
+
+
+def forget_faces(db: Connection, collection_id: int) -> int:
+    """Delete all pseudonyms and vectors of the collection's sightings, and return the number of vectors."""
+    return db.execute("DELETE FROM sighting_faces WHERE collection_id = %s", (collection_id,)).rowcount
 
 
 def find(db: Connection, token: str, now: float) -> Sighting:
@@ -100,6 +153,7 @@ def page(
     values = {
         "camera": where.camera,
         "subject_id": None if subject is None else subject.id,
+        "pseudonym": where.pseudonym,
         "unknown": where.unknown,
         "since": where.since,
         "until": where.until,
@@ -125,7 +179,7 @@ def crop(db: Connection, token: str, now: float) -> bytes:
         NotFoundError: there is no such sighting, or it has no best shot. CorruptError: the best shot is damaged.
     """
     sighting = find(db, token, now)
-    row = db.execute("SELECT seal, crop FROM sightings WHERE id = %s AND crop IS NOT NULL", (sighting.id,)).fetchone()
+    row = db.execute("SELECT seal, crop FROM sighting_crops WHERE sighting_id = %s", (sighting.id,)).fetchone()
     if row is None:
         raise NotFoundError("the sighting has no best shot")
     return unseal(*row)

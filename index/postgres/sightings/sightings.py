@@ -24,6 +24,7 @@ from index.sightings import (
     check_settings,
     check_sighting,
     expiry,
+    face_to_recognise,
 )
 from index.types import Collection, Receipt
 
@@ -43,15 +44,7 @@ class PostgresSightings(GalleryComponent):
         self._observers = tuple(observers)
 
     @committing
-    def add(
-        self,
-        db: Connection,
-        collection: str,
-        sighting: NewSighting,
-        fingerprint: str | None = None,
-        *,
-        actor: str | None = None,
-    ) -> Sighting:
+    def add(self, db: Connection, collection: str, sighting: NewSighting, *, actor: str | None = None) -> Sighting:
         """See `Sightings`."""
         target = collection_records.find(db, collection, "share")
         subject_id = None
@@ -60,7 +53,9 @@ class PostgresSightings(GalleryComponent):
         settings = records.lock_settings(db, target.id)
         now = self.database.now(db)
         check_sighting(sighting, now)
-        token = records.insert(db, target.id, subject_id, sighting, now, expiry(sighting, settings, now))
+        face, expires_at = face_to_recognise(sighting, settings, target), expiry(sighting, settings, now)
+        recognised = records.recognise(db, target, face, now) if face else None
+        token = records.insert(db, target.id, subject_id, sighting, recognised, now, expires_at)
         stored = records.find(db, token, now)
         subjects = [] if subject_id is None else [subject_id]
         audit_records.record(db, AuditEvent("add_sighting", now, actor, target.id, subjects, [-stored.id]))
@@ -113,9 +108,14 @@ class PostgresSightings(GalleryComponent):
         """See `Sightings`."""
         check_settings(settings)
         number = collection_records.find(db, collection, "share").id
-        records.lock_settings(db, number)
+        allowed, now = records.lock_settings(db, number).pseudonyms, self.database.now(db)
         records.put_settings(db, number, settings)
-        audit_records.record(db, AuditEvent("put_sighting_settings", self.database.now(db), actor, number))
+        audit_records.record(db, AuditEvent("put_sighting_settings", now, actor, number))
+        if settings.pseudonyms and not allowed:
+            audit_records.record(db, AuditEvent("allow_pseudonyms", now, actor, number))
+        if allowed and not settings.pseudonyms:
+            receipt = erasure_records.insert_receipt(db, number, 0, records.forget_faces(db, number), now)
+            audit_records.record(db, AuditEvent("forbid_pseudonyms", now, actor, number, id=receipt.token))
         return settings
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from psycopg import sql
+
 from index.audit_chain import HASH_LENGTH, AuditEvent, LogHead, dump_event, read_event
-from index.postgres.store.database import Connection
+from index.postgres.store.database import Connection, execute_each
 
 
 def record(db: Connection, *events: AuditEvent) -> None:
     """Record events in the transaction that they describe."""
-    rows: Sequence[tuple[str]] = [(dump_event(event),) for event in events]
-    db.cursor().executemany("INSERT INTO audit_events (event) VALUES (%s)", rows)
+    statement = sql.SQL("INSERT INTO audit_events (event) VALUES (%s)")
+    execute_each(db, statement, [(dump_event(event),) for event in events])
 
 
 def take(db: Connection, limit: int) -> list[AuditEvent]:

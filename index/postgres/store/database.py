@@ -11,7 +11,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -239,6 +239,16 @@ def scalar(db: Connection, statement: sql.SQL | sql.Composed, values: Row | Mapp
     """Return the first column of the first row; None if there is no row."""
     row = db.execute(statement, values).fetchone()
     return None if row is None else row[0]
+
+
+def execute_each(db: Connection, statement: sql.SQL | sql.Composed, rows: Sequence[Row]) -> list[Row]:
+    """Run the statement once for each of the rows, and return the first row that each run returns, if any do."""
+    if len(rows) == 1:  # one round trip to the server instead of three
+        cursor = db.execute(statement, rows[0])
+        return [cursor.fetchone() or ()] if cursor.description else []
+    cursor = db.cursor()
+    cursor.executemany(statement, rows, returning=True)
+    return [result.fetchone() or () for result in cursor.results() if result.description]
 
 
 @dataclass(frozen=True)

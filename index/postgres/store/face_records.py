@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from psycopg import sql
 
 from index.errors import NotFoundError
 from index.postgres.store import collection_records, face_tables, subject_records
-from index.postgres.store.database import Connection, Row
+from index.postgres.store.database import Connection, Row, execute_each
 from index.postgres.store.sealing import seal, unseal
 from index.records import FaceRecord, RejectionRecord, new_faces, validated_face
 from index.types import Collection, Face, Floats, NewFace, Subject
@@ -21,28 +21,35 @@ from index.validation import check_object, normalised, read_object, unit_vectors
 
 
 def insert(
-    db: Connection, collection: Collection, faces: Sequence[NewFace], now: float
+    db: Connection, collection: Collection, faces: Sequence[NewFace], subjects: Mapping[str, int], now: float
 ) -> tuple[list[Face], list[int]]:
     """Insert the faces; return them in their order, and the ids of their subjects, ascending.
 
-    Subjects that do not exist are created, and all are locked until the transaction ends: so the ids of a subject's
-    faces increase in the order of the commits.
+    `subjects`: the ids by key in Unicode form C. Lock them first: so the ids of a subject's faces increase in the order
+    of the commits.
 
     Raises:
-        InvalidError: a vector, a key or details cannot be stored.
+        InvalidError: a vector or details cannot be stored.
     """
     vectors: Iterable[Floats] = unit_vectors([face.vector for face in faces], collection.dimensions) if faces else ()
     for face in faces:
         check_object(face.details, "details")
-    subjects = subject_records.ids_for_enrolment(db, collection.id, {face.subject for face in faces}, now)
-    rows: list[Row] = []
-    inserted: list[Face] = []
-    for number, face, vector in zip(_new_ids(db, len(faces)), faces, vectors, strict=True):
-        token, key, details = secrets.token_hex(16), normalised(face.subject), json.dumps(dict(face.details))
-        rows.append((number, subjects[key], token, details, now, vector, *_sealed(face.crop)))
-        inserted.append(Face(number, token, key, read_object(details), now))
-    _insert(db, collection, rows)
-    return inserted, sorted(set(subjects.values()))
+    rows: list[Row] = [
+        (
+            subjects[normalised(face.subject)],
+            secrets.token_hex(16),
+            json.dumps(dict(face.details)),
+            now,
+            vector,
+            *_sealed(face.crop),
+        )
+        for face, vector in zip(faces, vectors, strict=True)
+    ]
+    inserted = [
+        Face(number, token, normalised(face.subject), read_object(details), now)
+        for number, face, (_, token, details, *_) in zip(_insert(db, collection, rows), faces, rows, strict=True)
+    ]
+    return inserted, sorted({row[0] for row in rows})
 
 
 def insert_records(
@@ -66,10 +73,8 @@ def insert_records(
     subjects = subject_records.existing(db, collection.id, first)
     faces = [face for face in faces if face.subject in subjects]
     new = new_faces(faces, _enrolled(db, collection, [face.token for face in faces]), subjects.__getitem__)
-    ids = _new_ids(db, len(new))
     rows: list[Row] = [
         (
-            number,
             subjects[face.subject],
             face.token,
             face.details,
@@ -77,10 +82,9 @@ def insert_records(
             np.frombuffer(face.vector, "<f4"),
             *_sealed(face.crop),
         )
-        for number, face in zip(ids, new, strict=True)
+        for face in new
     ]
-    _insert(db, collection, rows)
-    return ids, sorted({subjects[face.subject] for face in new})
+    return _insert(db, collection, rows), sorted({subjects[face.subject] for face in new})
 
 
 def _enrolled(db: Connection, collection: Collection, tokens: list[str]) -> dict[str, tuple[int, bytes]]:
@@ -95,12 +99,14 @@ def _enrolled(db: Connection, collection: Collection, tokens: list[str]) -> dict
     return enrolled
 
 
-def _insert(db: Connection, collection: Collection, rows: Sequence[Row]) -> None:
-    """Insert rows of id, subject's id, token, details, time, vector, seal and sealed crop."""
-    statement = "INSERT INTO {} (id, subject_id, token, details, created_at, vector, seal, crop)"
-    values = " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-    db.cursor().executemany(sql.SQL(statement + values).format(face_tables.faces(collection.id)), rows)
+def _insert(db: Connection, collection: Collection, rows: Sequence[Row]) -> list[int]:
+    """Insert rows of subject's id, token, details, time, vector, seal and sealed crop; return their ids, ascending."""
+    statement = "INSERT INTO {} (subject_id, token, details, created_at, vector, seal, crop)"
+    values = " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id"
+    table = face_tables.faces(collection.id)
+    inserted = execute_each(db, sql.SQL(statement + values).format(table), rows) if rows else []
     collection_records.add_counts(db, collection.id, faces=len(rows))
+    return [row[0] for row in inserted]
 
 
 def insert_rejections(
@@ -171,12 +177,12 @@ def read_records(db: Connection, collection_id: int, after: int, limit: int, now
 
 
 def read_rejections(db: Connection, collection_id: int, after: int, limit: int, now: float) -> list[RejectionRecord]:
-    """Return at most `limit` rejected faces with ids above `after`; see `read_records`."""
+    """Return at most `limit` rejected faces with ids above `after`, without suspended ones; see `read_records`."""
     rows = db.execute(
         f"SELECT {subject_records.COLUMNS}, own.id, token, own.created_at, vector, own.seal, crop"  # noqa: S608
         " FROM rejections AS own JOIN subjects ON subjects.id = subject_id"
-        " WHERE own.collection_id = %s AND own.id > %s AND (expires_at IS NULL OR expires_at > %s)"
-        " ORDER BY own.id LIMIT %s",
+        " WHERE own.collection_id = %s AND own.id > %s AND suspended_by IS NULL"
+        " AND (expires_at IS NULL OR expires_at > %s) ORDER BY own.id LIMIT %s",
         (collection_id, after, now, limit),
     )
     records = []

@@ -27,12 +27,19 @@ def name(collection_id: int) -> str:
     return f"faces_{collection_id}"
 
 
-def _reembedded(collection_id: int) -> str:
+def reembedded_name(collection_id: int) -> str:
+    """Return the name of the table `reembedded` as text."""
     return f"reembedded_{collection_id}"
 
 
-def _partitions(table: str) -> list[str]:
+def partitions(table: str) -> list[str]:
+    """Return the names of the partitions of a table."""
     return [f"{table}_{number}" for number in range(PARTITIONS)]
+
+
+def index_name(partition: str) -> str:
+    """Return the name of a partition's approximate index (index/postgres/hnsw.py)."""
+    return f"{partition}_hnsw"
 
 
 def faces(collection_id: int) -> sql.Identifier:
@@ -46,12 +53,7 @@ def faces(collection_id: int) -> sql.Identifier:
 
 def reembedded(collection_id: int) -> sql.Identifier:
     """Return the name of the table of the faces that have a new vector, during a re-embedding; as `faces`."""
-    return sql.Identifier(_reembedded(collection_id))
-
-
-def partitions(collection_id: int) -> list[str]:
-    """Return the names of the partitions of `faces`."""
-    return _partitions(name(collection_id))
+    return sql.Identifier(reembedded_name(collection_id))
 
 
 def create(db: Connection, collection_id: int, dimensions: int) -> None:
@@ -69,7 +71,7 @@ def create_reembedded(db: Connection, collection_id: int, dimensions: int) -> No
     Raises:
         InvalidError: more than MAX_DIMENSIONS.
     """
-    _create(db, _reembedded(collection_id), dimensions)
+    _create(db, reembedded_name(collection_id), dimensions)
 
 
 def _create(db: Connection, table_name: str, dimensions: int) -> None:
@@ -95,7 +97,7 @@ def _create(db: Connection, table_name: str, dimensions: int) -> None:
     storage = "ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL, ALTER details SET STORAGE MAIN"
     db.execute(sql.SQL(f"ALTER TABLE {{}} {storage}").format(table))
     db.execute(sql.SQL(scrub_schema.set_up(table_name)))
-    for number, partition in enumerate(_partitions(table_name)):
+    for number, partition in enumerate(partitions(table_name)):
         statement = "CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (MODULUS {}, REMAINDER {}) WITH (fillfactor = {})"
         values = (sql.Identifier(partition), table, sql.Literal(PARTITIONS), sql.Literal(number), sql.Literal(FILL))
         db.execute(sql.SQL(statement).format(*values))
@@ -133,6 +135,8 @@ def drop_reembedded(db: Connection, collection_id: int) -> None:
 def switch(db: Connection, collection_id: int) -> None:
     """Replace the table `faces` by the table `reembedded`. Waits for those that have locked it, and they for this."""
     db.execute(sql.SQL("DROP TABLE {}").format(faces(collection_id)))
-    old, new = _reembedded(collection_id), name(collection_id)
-    for before, after in zip((old, *_partitions(old)), (new, *_partitions(new)), strict=True):
-        db.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(sql.Identifier(before), sql.Identifier(after)))
+    old, new = reembedded_name(collection_id), name(collection_id)
+    for before, after in zip((old, *partitions(old)), (new, *partitions(new)), strict=True):
+        for kind, named in (("TABLE", str), ("INDEX IF EXISTS", index_name)):
+            names = (sql.Identifier(named(before)), sql.Identifier(named(after)))
+            db.execute(sql.SQL(f"ALTER {kind} {{}} RENAME TO {{}}").format(*names))

@@ -52,24 +52,22 @@ _TABLES = {
         ("job_id, number, status", "id, -%(number)s, '' FROM jobs"),
     ),
     "sightings": ErasableTable(
-        (
-            "subject_id",
-            "camera",
-            "started_at",
-            "ended_at",
-            "probability",
-            "distance",
-            "pseudonym",
-            "vector",
-            "seal",
-            "crop",
-        ),
-        "camera = '', started_at = 0, ended_at = 0, probability = NULL, distance = NULL, pseudonym = NULL,"
-        " vector = NULL, seal = NULL, crop = NULL",
+        ("subject_id", "camera", "started_at", "ended_at", "probability", "distance"),
+        "camera = '', started_at = 0, ended_at = 0, probability = NULL, distance = NULL",
         (
             "id, token, collection_id, camera, started_at, ended_at, frames, created_at, expires_at",
             "-%(number)s, %(number)s::text, id, '', 0, 0, 0, 0, 0 FROM collections",
         ),
+    ),
+    "sighting_crops": ErasableTable(
+        ("seal", "crop"),
+        "seal = '', crop = ''",
+        ("sighting_id, number, seal, crop", "id, -%(number)s, '', '' FROM sightings"),
+    ),
+    "sighting_faces": ErasableTable(
+        ("pseudonym", "vector"),
+        "pseudonym = '', vector = NULL",
+        ("sighting_id, number, collection_id, pseudonym", "id, -%(number)s, 0, '' FROM sightings"),
     ),
 }
 

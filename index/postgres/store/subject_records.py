@@ -10,14 +10,23 @@ from psycopg import sql
 
 from index.errors import ConflictError, NotFoundError
 from index.postgres.store import collection_records, face_tables
-from index.postgres.store.database import Connection, Row
+from index.postgres.store.database import Connection, Row, execute_each
 from index.postgres.store.sealing import seal, unseal
 from index.records import FaceRecord, SubjectRecord
-from index.types import CountedSubject, Subject
+from index.types import CountedSubject, Properties, Subject
 from index.validation import check_subject, normalised, normalised_metadata, read_object
 
 # Columns from which `read` makes a Subject.
 COLUMNS = "subjects.id, subjects.seal, subjects.sealed, subjects.created_at, subjects.expires_at"
+# Inserts a subject, or replaces the properties of the present one, which another transaction may have inserted.
+_PUT = sql.SQL("""
+INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at, expires_at) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (collection_id, lookup) DO UPDATE SET
+    seal = CASE WHEN %s THEN excluded.seal ELSE subjects.seal END,
+    sealed = CASE WHEN %s THEN excluded.sealed ELSE subjects.sealed END,
+    expires_at = CASE WHEN %s THEN excluded.expires_at ELSE subjects.expires_at END
+RETURNING id, xmax = 0
+""")
 _LIVE = "(expires_at IS NULL OR expires_at > %s)"
 
 
@@ -124,7 +133,8 @@ def insert_values(db: Connection, collection_id: int, metadata: Mapping[int, Map
         for field, value in fields.items()
         if isinstance(value, str | float | int)
     }
-    db.cursor().executemany("INSERT INTO subject_values VALUES (%s, %s, %s)", sorted(values))
+    if values:
+        db.cursor().executemany("INSERT INTO subject_values VALUES (%s, %s, %s)", sorted(values))
 
 
 def by_id(db: Connection, ids: Iterable[int]) -> dict[int, Subject]:
@@ -182,23 +192,52 @@ def insert_missing(
     return new
 
 
-def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> dict[str, int]:
-    """Return the ids of the subjects by key in Unicode form C; insert those that do not exist.
+def put_all(
+    db: Connection,
+    collection_id: int,
+    properties: Mapping[str, Properties | None],
+    existing: Mapping[bytes, int],
+    now: float,
+) -> dict[str, int]:
+    """Insert the subjects that do not exist, replace the properties that are not None; return all ids by key in form C.
 
-    All are locked until the transaction ends.
+    `properties`: by key. `existing`: the ids by lookup of those of the subjects that this transaction has locked. All
+    are locked until it ends.
 
     Raises:
         InvalidError: see `check_subject`.
     """
-    keys = sorted(set(keys))
-    for key in keys:
-        check_subject(key, None, {}, None)
-    existing = {row[0]: row[1] for row in _lock(db, collection_id, keys)}
-    ids: dict[str, int] = {}
-    for found, key in sorted((lookup(db, collection_id, key), normalised(key)) for key in keys):
-        ids[key] = existing[found] if found in existing else _insert_or_lock(db, collection_id, found, key, now)
-        existing[found] = ids[key]
-    return ids
+    rows: dict[bytes, Row] = {}
+    keys: dict[str, bytes] = {}
+    for key, replaced in properties.items():
+        new = Properties() if replaced is None else replaced
+        check_subject(key, new.name, new.metadata, new.expires_at)
+        keys[normalised(key)] = found = lookup(db, collection_id, key)
+        if replaced is not None or found not in existing:
+            sealed = _sealed(normalised(key), new.name, normalised_metadata(new.metadata))
+            rows[found] = (collection_id, found, *sealed, now, new.expires_at, *[replaced is not None] * 3)
+    ids = {**existing, **_put_rows(db, collection_id, dict(sorted(rows.items())))}
+    metadata = {
+        ids[lookup(db, collection_id, key)]: normalised_metadata(replaced.metadata)
+        for key, replaced in properties.items()
+        if replaced is not None
+    }
+    if metadata:
+        db.execute("DELETE FROM subject_values WHERE subject_id = ANY(%s)", (list(metadata),))
+        insert_values(db, collection_id, metadata)
+    return {key: ids[found] for key, found in keys.items()}
+
+
+def _put_rows(db: Connection, collection_id: int, rows: Mapping[bytes, Row]) -> dict[bytes, int]:
+    """Insert rows in this order, or replace the properties of present ones; return the ids by lookup.
+
+    The columns of a row are those below, and for each property whether to replace it.
+    """
+    if not rows:
+        return {}
+    results = execute_each(db, _PUT, list(rows.values()))
+    collection_records.add_counts(db, collection_id, subjects=sum(is_new for _, is_new in results))
+    return {found: number for found, (number, _) in zip(rows, results, strict=True)}
 
 
 def _lock(db: Connection, collection_id: int, keys: Iterable[str]) -> list[Row]:
@@ -217,18 +256,6 @@ def lock(db: Connection, collection_id: int, lookups: Sequence[bytes]) -> list[R
     ).fetchall()
 
 
-def _insert_or_lock(db: Connection, collection_id: int, found: bytes, key: str, now: float) -> int:
-    """Insert the subject and return its id; that of the present one if another transaction was faster."""
-    row = db.execute(
-        "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at) VALUES (%s, %s, %s, %s, %s)"
-        " ON CONFLICT (collection_id, lookup) DO UPDATE SET lookup = excluded.lookup RETURNING id, xmax = 0",
-        (collection_id, found, *_sealed(key, None, {}), now),
-    ).fetchone()
-    assert row is not None  # noqa: S101  one row is inserted or updated
-    collection_records.add_counts(db, collection_id, subjects=int(row[1]))
-    return int(row[0])
-
-
 def lock_existing(db: Connection, collection_id: int, key: str) -> int:
     """Return the id of the subject, even if it has expired or is damaged; lock it until the transaction ends.
 
@@ -244,13 +271,14 @@ def lock_existing(db: Connection, collection_id: int, key: str) -> int:
     return int(rows[0][1])
 
 
-def lock_expired(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> list[int]:
-    """Lock the subjects with these keys until the transaction ends; return the ids of those that have expired."""
-    return sorted(
-        number
-        for _, number, expires_at in _lock(db, collection_id, keys)
-        if expires_at is not None and expires_at <= now
-    )
+def lock_all(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> tuple[dict[bytes, int], list[int]]:
+    """Lock the subjects with these keys until the transaction ends.
+
+    Return the ids by lookup, without those that have expired; and the ids of these, ascending.
+    """
+    rows = _lock(db, collection_id, keys)
+    expired = {number for _, number, expires_at in rows if expires_at is not None and expires_at <= now}
+    return {found: number for found, number, _ in rows if number not in expired}, sorted(expired)
 
 
 def expired(db: Connection, now: float, limit: int) -> list[tuple[int, int]]:

@@ -10,7 +10,9 @@ from psycopg import errors as sql_errors
 
 from index.audit_chain import AuditEvent, LogHead
 from index.errors import NotFoundError
+from index.postgres.calibration import calibration_records
 from index.postgres.gallery import GalleryComponent, remove_expired_among
+from index.postgres.sightings import records as sighting_records
 from index.postgres.store import (
     audit_records,
     collection_records,
@@ -25,6 +27,7 @@ from index.postgres.transfer.snapshot import DatabaseSnapshot
 from index.records import (
     KINDS,
     Export,
+    ExportedCollection,
     ExportPart,
     FaceRecord,
     RejectionRecord,
@@ -92,7 +95,7 @@ class PostgresTransfer(GalleryComponent):
 
         return self.database.write(write)
 
-    def begin_import(self, export: Export, collections: Mapping[int, Collection]) -> dict[str, int | None]:
+    def begin_import(self, export: Export, collections: Mapping[int, ExportedCollection]) -> dict[str, int | None]:
         """See `Transfer`."""
 
         def write(db: Connection) -> dict[str, int | None]:
@@ -105,7 +108,7 @@ class PostgresTransfer(GalleryComponent):
             for number, source in collections.items():
                 parts = [ExportPart(export, kind, number) for kind in KINDS]
                 if parts[0].name not in begun:
-                    target = _create(db, source, now)
+                    target = _create_exported(db, source, now)
                     for part in parts:
                         import_records.insert(db, part, target.id)
             return import_records.progress(db, export)
@@ -198,6 +201,15 @@ def _get_or_create(db: Connection, source: Collection, now: float) -> Collection
 def _create(db: Connection, source: Collection, now: float) -> Collection:
     target = collection_records.insert(db, source)
     audit_records.record(db, AuditEvent("create_collection", now, None, target.id))
+    return target
+
+
+def _create_exported(db: Connection, source: ExportedCollection, now: float) -> Collection:
+    target = _create(db, source.collection, now)
+    for calibration in source.calibrations:
+        calibration_records.insert_record(db, target.id, calibration)
+    sighting_records.lock_settings(db, target.id)
+    sighting_records.put_settings(db, target.id, source.sightings)
     return target
 
 

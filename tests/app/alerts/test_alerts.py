@@ -94,7 +94,7 @@ def test_a_rule_is_stored_and_its_secrets_are_shown_once(house: House) -> None:
         "time_zone": "Europe/Vienna",
         "periods": [{"weekdays": ["sat", "mon"], "start": "22:00", "end": "06:00"}],
     }
-    targets = [
+    targets: list[dict[str, Any]] = [
         {"kind": "webhook", "url": "https://hooks.invalid/a"},
         {"kind": "webhook", "url": "https://hooks.invalid/b", "secret": SECRET},
         {"kind": "mqtt", "url": "mqtts://broker.invalid", "username": "u", "secret": "password", "discovery": True},
@@ -253,7 +253,7 @@ def test_a_new_stream_has_only_new_alerts_of_its_collection(house: House) -> Non
             await asyncio.sleep(0.2)  # until the position is read
             sighting = await asyncio.to_thread(house.see)
             event = await waiting
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
             return sighting, event.data.sighting
 
     expected, received = asyncio.run(scenario())

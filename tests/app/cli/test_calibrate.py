@@ -141,17 +141,6 @@ def test_a_report_is_a_table() -> None:
     )
     lines = describe("site", info).splitlines()
     assert lines[0] == "site: calibration 3 (abc) is in use"
-    assert lines[3].split() == [
-        "FMR",
-        "0.01",
-        "0.03040",
-        "(0.02000",
-        "to",
-        "0.04000)",
-        "0.01050",
-        "(0.00800",
-        "to",
-        "0.01300)",
-    ]
+    assert " ".join(lines[3].split()) == "FMR 0.01 0.03040 (0.02000 to 0.04000) 0.01050 (0.00800 to 0.01300)"
     assert "too few strangers" in lines[4]
     assert lines[5] == 'FMR 0.01, {"camera": "north"}: 0.02000, - after; 30 people'

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import apsw
+import psycopg
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +21,9 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.atomic_files import lock_folder
 from index.embedded.tasks.maintenance import Maintenance
 from tests.index.people import enrol
+from tests.index.postgres_server import database_url, database_urls, postgres_server
+
+__all__ = ["database_url", "database_urls", "postgres_server"]
 
 Command = Callable[..., Any]  # returns a result with exit_code, stdout and stderr
 
@@ -183,13 +188,100 @@ def test_invalid_settings_and_a_running_restore_are_reported(
     assert (invalid.exit_code, invalid.stderr.startswith("vestibule: VESTIBULE_PORT: ")) == (1, True)
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("verify",), ("backup", "copy"), ("restore", "copy")])
-def test_a_gallery_in_a_database_is_refused(
-    gallery_of: Command, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "instead"),
+    [
+        (("clashes",), "none clash"),
+        (("compact",), "VACUUM FULL"),
+        (("rebuild",), "REINDEX"),
+        (("rekey", "key"), "no encrypted collections"),
+        (("backup", "copy"), "pg_basebackup or pg_dump"),
+        (("restore", "copy"), "pg_basebackup or pg_dump"),
+    ],
+)
+def test_commands_for_a_folder_are_refused_for_a_database(
+    gallery_of: Command, arguments: tuple[str, ...], instead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These commands would otherwise read, or create, a gallery in the state folder that the service does not use."""
+    """These commands would otherwise change, or create, a gallery in the state folder that the service does not use."""
     monkeypatch.setenv("VESTIBULE_DATABASE", "postgresql://user:hidden@127.0.0.1/vestibule")
     result = gallery_of(*arguments)
     assert result.exit_code == 1
-    assert "PostgreSQL's own tools" in result.output
+    assert instead in result.output
     assert "hidden" not in result.output
+
+
+def test_an_unreachable_database_is_reported(gallery_of: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESTIBULE_DATABASE", "postgresql://user:hidden@127.0.0.1:1/vestibule")
+    result = gallery_of("list")
+    assert (result.exit_code, "cannot be reached" in result.stderr, "hidden" in result.output) == (1, True, False)
+
+
+def test_a_gallery_is_moved_into_a_database(
+    gallery_of: Command, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "export"
+    assert gallery_of("export", "--all", folder).stdout == (
+        f"wrote 5 subjects, 20 faces and 0 rejected faces of 2 collections, and 0 receipts to {folder}\n"
+    )
+    monkeypatch.setenv("VESTIBULE_DATABASE", database_url)
+    done = gallery_of("import", "--all", folder, "--searches", "30")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "doors: 5 subjects, 20 faces, 0 rejected faces",
+        "trains: 0 subjects, 0 faces, 0 rejected faces",
+        "0 receipts",
+        "compared all rows and 30 searches with the export: equal",
+    ]
+    again = gallery_of("import", "--all", folder, "--searches", "0", "--without", "trains").stdout.splitlines()
+    assert again[-2] == "all of this export was imported before: nothing has changed"
+    listed = json.loads(gallery_of("list", "--json").stdout)
+    assert listed["database_bytes"] > 0
+    assert [(row["name"], row["faces"]) for row in listed["collections"]] == [("doors", 20), ("trains", 0)]
+    assert "the database has" in gallery_of("list").stdout
+    assert gallery_of("verify").stdout == "no faults found\n"
+    assert gallery_of("export", "doors", tmp_path / "doors.parquet").stdout.startswith("wrote 20 faces")
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE subjects SET sealed = '' WHERE id = 1")
+    faulty = gallery_of("verify")
+    assert (faulty.exit_code, faulty.stdout.startswith("doors: the rest cannot be read")) == (1, True)
+
+
+def test_a_gallery_that_differs_from_its_export_is_reported(
+    gallery_of: Command, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = opened(state)
+    gallery.put_subject("doors", "brief", expires_at=time.time() + 3600)
+    gallery.remove_subject("doors", "p4")
+    gallery.close()
+    exported = gallery_of("export", "--all", tmp_path / "export")
+    assert "1 erasures are not finished" in exported.stderr
+    later = time.time() + 7200
+    defaults = EmbeddedGallery.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "clock", lambda: later)
+    monkeypatch.setenv("VESTIBULE_STATE", str(tmp_path / "new"))
+    done = gallery_of("import", "--all", tmp_path / "export", "--searches", "0")
+    assert done.stdout.splitlines()[0] == (
+        "doors: 4 subjects, 16 faces, 0 rejected faces; left out 1 of expired or erased subjects"
+    )
+    gallery = opened(tmp_path / "new")
+    gallery.remove_subject("doors", "p3")
+    gallery.drop("trains")
+    gallery.close()
+    again = gallery_of("import", "--all", tmp_path / "export", "--searches", "0")
+    assert again.exit_code == 1
+    assert "trains was dropped after it was imported" in again.stdout
+    assert "'doors' has 3 subjects, the export 4" in again.stderr
+    assert "the gallery differs from the export" in again.stderr
+
+
+def test_wrong_uses_of_export_and_import(gallery_of: Command, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("export", "doors"), "expected a collection and a file"),
+        (("export", "--all", "doors", tmp_path / "x"), "or a folder and --all"),
+        (("import", tmp_path), "import it with --all"),
+        (("import", "--all", tmp_path, "--collection", "x"), "--collection is for a file"),
+        (("import", "--all", tmp_path / "none"), "is not an export"),
+    ):
+        result = gallery_of(*arguments)
+        assert (result.exit_code, message in result.stderr) == (1, True), arguments

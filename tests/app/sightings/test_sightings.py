@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.app.face_pictures import grace_hopper
-from tests.app.gallery.helpers import base64_text, wait_for_erasure
+from tests.app.gallery.helpers import base64_text, portrait, wait_for_erasure
 from tests.conftest import encode
 
 SETTINGS = "/collections/doors/sighting-settings"
@@ -63,7 +63,7 @@ def test_a_sighting_is_stored_and_returned(doors: TestClient) -> None:
     response = doors.post("/sightings", json=sent)
     assert response.status_code == 201
     stored = response.json()
-    expected = {**sent, **stored, "name": "Grace", "has_crop": False}
+    expected = {**sent, **stored, "name": "Grace", "has_crop": False, "pseudonym": None}
     for name in ("started_at", "ended_at"):
         expected[name] = expected[name].replace("+00:00", "Z")
     assert doors.get(f"/sightings/{stored['id']}").json() == expected
@@ -128,10 +128,11 @@ def test_sightings_are_listed_by_page_and_filtered(doors: TestClient) -> None:
 
 
 def test_retention_is_set_for_each_collection(doors: TestClient) -> None:
-    assert doors.get(SETTINGS).json() == {"unknown_s": 86_400, "known_s": 30 * 86_400}
+    assert doors.get(SETTINGS).json() == {"unknown_s": 86_400, "known_s": 30 * 86_400, "pseudonyms": False}
     stored = add(doors)
-    response = doors.put(SETTINGS, json={"unknown_s": 3600, "known_s": 7200})
-    assert (response.status_code, response.json()) == (200, {"unknown_s": 3600, "known_s": 7200})
+    settings = {"unknown_s": 3600, "known_s": 7200, "pseudonyms": False}
+    response = doors.put(SETTINGS, json=settings)
+    assert (response.status_code, response.json()) == (200, settings)
     assert doors.get(SETTINGS).json() == response.json()
     shown = doors.get(f"/sightings/{stored['id']}").json()
     kept = datetime.fromisoformat(shown["expires_at"]) - datetime.fromisoformat(shown["ended_at"])
@@ -159,6 +160,24 @@ def test_sightings_are_erased(doors: TestClient) -> None:
     assert (receipt["subjects"], receipt["sightings"]) == (1, 2)
     wait_for_erasure(doors, receipt)
     assert page(doors)["data"] == []
+
+
+def test_pseudonyms_are_given_where_they_are_allowed(doors: TestClient) -> None:
+    grace, eileen = (base64_text(encode(portrait(subject))) for subject in ("grace", "eileen"))
+    assert add(doors, crop=grace)["pseudonym"] is None
+    settings = {"unknown_s": 3600, "known_s": 7200, "pseudonyms": True}
+    assert doors.put(SETTINGS, json=settings).json() == settings
+    first, other, again = (add(doors, crop=crop)["pseudonym"] for crop in (grace, eileen, grace))
+    assert first is not None
+    assert other is not None
+    assert (again == first, other == first) == (True, False)
+    assert add(doors, crop=grace, subject_id="grace")["pseudonym"] is None
+    assert add(doors)["pseudonym"] is None
+    assert add(doors, crop=base64_text(encode(Image.new("RGB", (200, 200), "navy"))))["pseudonym"] is None
+    assert [row["pseudonym"] for row in page(doors, pseudonym=first)["data"]] == [first, first]
+    assert not doors.put(SETTINGS, json={**settings, "pseudonyms": False}).json()["pseudonyms"]
+    assert page(doors, pseudonym=first)["data"] == []
+    assert doors.put(SETTINGS, json={**settings, "pseudonyms": 1}).status_code == 422
 
 
 @pytest.mark.parametrize(

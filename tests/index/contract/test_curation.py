@@ -85,7 +85,7 @@ def test_merge_and_undo(doors: Engine, clock: Clock) -> None:
     assert [found(doors, number) for number in range(12)] == searched
     assert doors.searches.scope("doors", {"site": ["south"]}).selected == (1, 3)
     assert gallery.crop("doors", tokens(doors, "p1")[0]) == b"1"
-    events = [entry.event for entry in doors.gallery.audit.read()[0]]  # type: ignore[attr-defined]
+    events = [entry.event for entry in doors.audit.read()[0]]
     merged, taken_back = [event for event in events if "merge" in event.action]
     ids = [subject.id for subject in before if subject.key != "p3"]
     assert (merged.action, merged.actor, merged.of) == ("merge_subjects", "k1", merge.token)
@@ -110,7 +110,7 @@ def test_merge_is_refused(doors: Engine, clock: Clock) -> None:
         lambda: curation.merges("x"),
         lambda: curation.move_faces("doors", [*tokens(doors, "p0"), "0123"], "p1"),
         lambda: curation.face("doors", "0123"),
-        lambda: curation.subject_vectors("x"),
+        lambda: curation.subject_vectors("x", [1]),
     ]
     for call in missing:
         with pytest.raises(NotFoundError):
@@ -143,6 +143,9 @@ def test_merges_are_listed_by_page(doors: Engine) -> None:
     second = doors.curation.merge("doors", "p2", ["p3"])
     assert doors.curation.merges("doors", limit=1) == [first]
     assert doors.curation.merges("doors", first.id) == [second]
+    third = doors.curation.merge("doors", "p0", ["p2"])
+    assert doors.curation.merge("doors", "p0", ["p1"]) == first
+    assert doors.curation.merges("doors") == [first, third]
 
 
 def test_merges_are_undone_in_reverse_order(doors: Engine) -> None:
@@ -217,6 +220,37 @@ def test_erasing_the_kept_subject_erases_its_merges(doors: Engine) -> None:
         doors.curation.undo_merge("doors", third.token)
 
 
+def test_maintenance_forgets_merges_that_cannot_be_undone(doors: Engine, clock: Clock) -> None:
+    doors.feedback.add("doors", "p1", FACES[0:1], [b"an enrolled face of p0"])
+    first = doors.curation.merge("doors", "p1", ["p2"])
+    undone = doors.curation.merge("doors", "p1", ["p3"], undo_s=20)
+    doors.curation.undo_merge("doors", undone.token)
+    second = doors.curation.merge("doors", "p0", ["p1"], undo_s=10)
+    doors.maintain()
+    assert doors.curation.merges("doors") == [second]
+    clock.now += 10
+    for _ in range(2):  # the end of a merge ends earlier merges into the absorbed subject
+        doors.maintain()
+    receipts = [doors.gallery.receipt(merge.token) for merge in (second, first)]
+    assert [(receipt.subjects, receipt.faces) for receipt in receipts] == [(1, 1), (1, 0)]
+    for key in ("p1", "p2"):
+        with pytest.raises(NotFoundError):
+            doors.gallery.remove_subject("doors", key)
+    clock.now += 10
+    doors.maintain()
+    assert doors.gallery.receipt(undone.token).subjects == 0
+    assert owners(doors) == MERGED
+    assert found(doors, 0) == "p0"
+    events = [entry.event for entry in doors.audit.read()[0]]
+    forgotten = [event for event in events if event.action == "forget_merge"]
+    assert {(event.actor, event.id, len(event.subjects)) for event in forgotten} == {
+        ("retention", second.token, 1),
+        ("retention", first.token, 1),
+        ("retention", undone.token, 0),
+    }
+    assert doors.gallery.remove_subject("doors", "p0").faces == 9
+
+
 def rejected(engine: Engine, key: str) -> set[str]:
     return {rejection.token for rejection in engine.feedback.of_subject("doors", key)}
 
@@ -261,7 +295,7 @@ def test_move_faces(doors: Engine, clock: Clock) -> None:
         curation.move_faces("doors", tokens(doors, key), "new")
     assert gallery.subject("doors", "p0").faces == 0
     assert gallery.size("doors") == 12
-    events = [entry.event for entry in doors.gallery.audit.read()[0]]  # type: ignore[attr-defined]
+    events = [entry.event for entry in doors.audit.read()[0]]
     first, *others = [event for event in events if event.action == "move_faces"]
     assert (first.actor, len(first.subjects), len(first.faces), len(others)) == ("k1", 3, 2, 3)
 
@@ -342,13 +376,13 @@ def test_enrolled_vectors_are_read(doors: Engine, clock: Clock) -> None:
     np.testing.assert_allclose(face.vectors, FACES[2:3], atol=1e-6)
     doors.gallery.put_subject("doors", "empty")
     doors.gallery.put_subject("doors", "p1", expires_at=clock.now + 1)
+    ids = [subject.id for subject in doors.gallery.subjects("doors")]
     clock.now += 1
-    rows = curation.subject_vectors("doors", faces=2)
+    rows = curation.subject_vectors("doors", [*ids, 10**6], faces=2)
     assert {row.subject.key: len(row.vectors) for row in rows} == {"p0": 2, "p2": 2, "p3": 2, "empty": 0}
     assert [row.subject.id for row in rows] == sorted(row.subject.id for row in rows)
     by_key = {row.subject.key: row for row in rows}
     np.testing.assert_allclose(by_key["p3"].vectors, FACES[[3, 7]], atol=1e-6)
     assert by_key["p3"].faces == tuple(tokens(doors, "p3")[:2])
     assert by_key["empty"].vectors.shape == (0, 4)
-    second = curation.subject_vectors("doors", rows[0].subject.id, 1)
-    assert [row.subject for row in second] == [rows[1].subject]
+    assert curation.subject_vectors("doors", []) == []

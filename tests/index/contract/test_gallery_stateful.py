@@ -22,20 +22,22 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query.search import Searches as EmbeddedSearches
 from index.embedded.tasks.maintenance import Maintenance as EmbeddedMaintenance
 from index.embedded.tasks.maintenance import MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
 from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
-from index.errors import ConflictError, NotFoundError
+from index.errors import ConflictError, InvalidError, NotFoundError
 from index.operator_key import OperatorKey
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.gallery import PostgresGallery
 from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
 from index.postgres.store.database import Database
-from index.protocol import FIRST, Gallery, Maintenance, Reembeddings, ReembeddingWorker, Searches
+from index.protocol import FIRST, Curation, Gallery, Maintenance, Reembeddings, ReembeddingWorker, Searches
 from index.types import NewFace
 from tests.index.postgres_server import database_url, database_urls, postgres_server
 
@@ -63,6 +65,7 @@ class Side:
 
     gallery: Gallery
     searches: Searches
+    curation: Curation
     reembeddings: Reembeddings
     new_worker: Callable[[], ReembeddingWorker]
     maintenance: Maintenance
@@ -82,6 +85,7 @@ class GalleryMachine(RuleBasedStateMachine):
         self.model: dict[str, dict[str, tuple[str, int]]] = {}
         self.pipelines = {"doors": 1, "trains": 1}
         self.receipts: list[str] = []
+        self.merges: list[tuple[str, str, str, dict[str, str]]] = []  # name, token, kept, earlier subjects of faces
 
     def opened(self) -> Side:
         raise NotImplementedError
@@ -158,12 +162,46 @@ class GalleryMachine(RuleBasedStateMachine):
         for token in tokens:
             del self.model[name][token]
 
+    @rule(name=NAMES, kept=PEOPLE, absorbed=st.lists(PEOPLE, min_size=1, max_size=3), which=st.integers(0, 1))
+    def merge(self, name: str, kept: str, absorbed: list[str], which: int) -> None:
+        with suppress(NotFoundError, InvalidError):  # one does not exist, or they are the same
+            merge = self.sides[which].curation.merge(name, kept, absorbed)
+            faces = self.model[name]
+            moved = {token: person for token, (person, _) in faces.items() if person in absorbed}
+            if merge.token not in {token for _, token, _, _ in self.merges}:  # not a repeated call
+                assert merge.faces == len(moved)
+                self.merges.append((name, merge.token, kept, moved))
+                faces |= {token: (kept, faces[token][1]) for token in moved}
+
+    @precondition(lambda self: self.merges)
+    @rule(which=st.integers(0, 1))
+    def undo_merge(self, which: int) -> None:
+        name, token, kept, moved = self.merges.pop()
+        with suppress(NotFoundError):  # the kept subject or the collection was erased
+            self.sides[which].curation.undo_merge(name, token)
+            faces = self.model[name]
+            returned = {face: owner for face, owner in moved.items() if face in faces and faces[face][0] == kept}
+            faces |= {face: (owner, faces[face][1]) for face, owner in returned.items()}
+
+    @precondition(lambda self: any(self.model.values()))
+    @rule(data=st.data(), person=PEOPLE, which=st.integers(0, 1))
+    def move_faces(self, data: st.DataObject, person: str, which: int) -> None:
+        name = data.draw(st.sampled_from([name for name, faces in self.model.items() if faces]))
+        faces = self.model[name]
+        tokens = data.draw(st.lists(st.sampled_from(list(faces)), min_size=1, max_size=5, unique=True))
+        moved = self.sides[which].curation.move_faces(name, tokens, person).faces
+        assert set(moved) == {token for token in tokens if faces[token][0] != person}
+        for _, _, _, earlier in self.merges:
+            for token in moved:
+                earlier.pop(token, None)
+        faces |= {token: (person, faces[token][1]) for token in moved}
+
     @rule(name=NAMES, person=PEOPLE, which=st.integers(0, 1))
     def remove_subject(self, name: str, person: str, which: int) -> None:
         tokens = [token for token, (subject, _) in self.model.get(name, {}).items() if subject == person]
         try:
             receipt = self.sides[which].gallery.remove_subject(name, person)
-        except NotFoundError:
+        except (NotFoundError, ConflictError):  # another subject may have absorbed it
             assert not tokens
             return
         assert (receipt.subjects, receipt.faces) == (1, len(tokens))
@@ -219,6 +257,7 @@ class EmbeddedMachine(GalleryMachine):
         return Side(
             gallery,
             EmbeddedSearches(gallery),
+            EmbeddedCuration(gallery),
             EmbeddedReembeddings(gallery),
             partial(EmbeddedReembeddingWorker, gallery),
             EmbeddedMaintenance(gallery, LIMITS),
@@ -273,6 +312,7 @@ class PostgresMachine(GalleryMachine):
         return Side(
             gallery,
             PostgresSearches(gallery),
+            PostgresCuration(gallery),
             PostgresReembeddings(gallery),
             partial(PostgresReembeddingWorker, gallery),
             PostgresMaintenance(gallery, exact_below=LIMITS.exact_below),

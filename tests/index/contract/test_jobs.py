@@ -11,16 +11,18 @@ from types import ModuleType
 
 import pytest
 
+from index.embedded.curation.curation import Curation as EmbeddedCuration
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.tasks import bulk_enrolment
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker
 from index.embedded.tasks.bulk_enrolment import JobQueue as EmbeddedJobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.postgres import jobs as postgres_jobs
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.gallery import PostgresGallery
 from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
 from index.postgres.store.database import Database
-from index.protocol import LEASE_S, Gallery, JobQueue, JobWorker
+from index.protocol import LEASE_S, Curation, Gallery, JobQueue, JobWorker
 from index.protocol.jobs import KEEP_S
 from index.types import Item, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.bulk_jobs import VECTORS, claimed, enrolled, item, results, submit, work
@@ -35,6 +37,7 @@ class Engine:
     """`limits`: the module with the limits of a batch. `stored_items`: return the number of items of all jobs."""
 
     gallery: Gallery
+    curation: Curation
     jobs: JobQueue
     new_worker: Callable[[], JobWorker]
     limits: ModuleType
@@ -46,6 +49,7 @@ def embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
         reader = gallery.ledger.reader()
         yield Engine(
             gallery,
+            EmbeddedCuration(gallery),
             EmbeddedJobQueue(gallery),
             partial(BulkEnrolmentWorker, gallery),
             bulk_enrolment,
@@ -61,8 +65,8 @@ def postgres(url: str, clock: Clock) -> Iterator[Engine]:
                 return db.execute("SELECT count(*) FROM job_items").fetchall()[0][0]
 
         gallery = PostgresGallery(database)
-        new_worker = partial(PostgresJobWorker, gallery)
-        yield Engine(gallery, PostgresJobQueue(gallery), new_worker, postgres_jobs, stored_items)
+        jobs, new_worker = PostgresJobQueue(gallery), partial(PostgresJobWorker, gallery)
+        yield Engine(gallery, PostgresCuration(gallery), jobs, new_worker, postgres_jobs, stored_items)
 
 
 @pytest.fixture(params=["embedded", "postgres"])
@@ -357,3 +361,19 @@ def test_a_job_of_a_dropped_collection_is_gone(gallery: Gallery, jobs: JobQueue,
     assert not worker.keep(job)
     assert worker.pending(job, 1) == []
     assert enrolled(gallery) == {}
+
+
+def test_pending_items_of_an_absorbed_subject_create_it_again(
+    engine: Engine, jobs: JobQueue, worker: JobWorker, gallery: Gallery
+) -> None:
+    gallery.enrol("doors", [NewFace("p0", VECTORS[0]), NewFace("p1", VECTORS[1])], "f1")
+    submit(jobs, [item(2, "p1"), item(3, "p1")])
+    job = worker.claim()
+    assert job is not None
+    merge = engine.curation.merge("doors", "p0", ["p1"])
+    items = worker.pending(job, 8)
+    assert len(items) == 2
+    assert worker.enrol(job, results(items), "f1")
+    assert {subject.key: subject.faces for subject in gallery.subjects("doors")} == {"p0": 2, "p1": 2}
+    engine.curation.undo_merge("doors", merge.token)
+    assert {subject.key: subject.faces for subject in gallery.subjects("doors")} == {"p0": 1, "p1": 3}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from index.errors import ConflictError, InvalidError, NotFoundError
-from index.sightings import DAY_S, NewSighting, Sighting, SightingFilter, SightingSettings
-from index.types import NewFace
+from index.sightings import DAY_S, NewSighting, Sighting, SightingFilter, SightingSettings, UnknownFace
+from index.types import Collection, NewFace
 from tests.index.contract.engines import Engine
 from tests.index.people import Clock, vectors
 
@@ -338,3 +338,106 @@ def test_a_merge_moves_sightings_and_its_undo_returns_them(doors: Engine) -> Non
     doors.curation.merge("doors", "p0", ["p1"])
     assert doors.gallery.remove_subject("doors", "p0").sightings == 3
     assert doors.sightings.page("doors") == [before[2], before[3]]
+
+
+def test_observers_see_a_sighting_in_its_transaction(doors: Engine) -> None:
+    observed: list[tuple[str, Sighting]] = []
+
+    def observe(db: Any, collection: Collection, stored: Sighting) -> None:
+        (count,) = db.execute("SELECT count(*) FROM sightings").fetchone()
+        assert count == len(observed) + 1
+        if stored.camera == "south":
+            raise ConflictError("no alert can be stored")
+        observed.append((collection.name, stored))
+
+    sightings: Any = type(doors.sightings)(doors.gallery, [observe])  # type: ignore[call-arg]
+    stored = sightings.add("doors", sighting("p1"))
+    with pytest.raises(ConflictError, match="no alert"):
+        sightings.add("doors", sighting(camera="south"))
+    assert observed == [("doors", stored)]
+    assert doors.sightings.page("doors") == [stored]
+
+
+# Pseudonyms of unknown people.
+
+ALLOWED = SightingSettings(pseudonyms=True)
+PEOPLE = vectors(6, seed=9)
+
+
+def face(person: int, threshold: float | None = 0.99, fingerprint: str = "f1") -> UnknownFace:
+    return UnknownFace(PEOPLE[person], fingerprint, lambda count: threshold)
+
+
+def pseudonym(engine: Engine, person: int, subject: str | None = None, **more: Any) -> str | None:
+    return engine.sightings.add("doors", sighting(subject, face=face(person, **more))).pseudonym
+
+
+def test_an_unknown_person_has_no_pseudonym_by_default(doors: Engine) -> None:
+    assert pseudonym(doors, 0) is None
+    doors.sightings.put_settings("doors", ALLOWED)
+    assert doors.sightings.settings("doors") == ALLOWED
+    assert pseudonym(doors, 0) is not None
+    assert pseudonym(doors, 0, "p1") is None
+    assert pseudonym(doors, 0, fingerprint="f2") is None
+    assert doors.sightings.add("doors", sighting()).pseudonym is None
+
+
+def test_an_unknown_person_is_recognised_again(doors: Engine) -> None:
+    doors.sightings.put_settings("doors", ALLOWED)
+    given = [pseudonym(doors, person) for person in (0, 1, 2, 1, 0)]
+    assert given[3:] == [given[1], given[0]]
+    assert len(set(given)) == 3
+    listed = doors.sightings.page("doors", SightingFilter(pseudonym=given[0]))
+    assert [row.pseudonym for row in listed] == [given[0]] * 2
+    nearest = max(float(PEOPLE[n] @ PEOPLE[3]) for n in range(3))
+    assert pseudonym(doors, 3, threshold=nearest + 1e-3) not in given
+    assert pseudonym(doors, 0, threshold=None) not in given
+    with pytest.raises(InvalidError, match="numbers"):
+        doors.sightings.add("doors", sighting(face=UnknownFace(vectors(1, 3)[0], "f1", lambda count: 0.5)))
+    # The threshold is that for the number of stored faces, and vectors are scaled.
+    scaled = UnknownFace(5 * PEOPLE[2], "f1", lambda count: 0.99 if count == 7 else None)
+    assert doors.sightings.add("doors", sighting(face=scaled)).pseudonym == given[2]
+
+
+def test_pseudonyms_end_with_the_last_sighting(doors: Engine, clock: Clock) -> None:
+    doors.gallery.create("gates", "face-embedder", "f1", 4)
+    doors.sightings.put_settings("doors", ALLOWED)
+    doors.sightings.put_settings("gates", ALLOWED)
+    first = pseudonym(doors, 0)
+    assert doors.sightings.add("gates", sighting(face=face(0))).pseudonym != first
+    clock.now += DAY_S
+    assert doors.sightings.add("doors", sighting(started_at=clock.now - 5, face=face(0))).pseudonym != first
+
+
+def test_forbidding_pseudonyms_erases_them(doors: Engine) -> None:
+    doors.sightings.put_settings("doors", ALLOWED, actor="k1")
+    doors.sightings.put_settings("doors", ALLOWED)
+    given = pseudonym(doors, 0)
+    doors.sightings.add("doors", sighting("p1"))
+    doors.sightings.put_settings("doors", SightingSettings(), actor="k2")
+    assert [row.pseudonym for row in doors.sightings.page("doors")] == [None, None]
+    doors.sightings.put_settings("doors", ALLOWED)
+    assert pseudonym(doors, 0) != given
+    events = [entry.event for entry in doors.audit.read(limit=1000)[0] if "pseudonyms" in entry.event.action]
+    assert [(event.action, event.actor) for event in events] == [
+        ("allow_pseudonyms", "k1"),
+        ("forbid_pseudonyms", "k2"),
+        ("allow_pseudonyms", None),
+    ]
+    receipt = doors.gallery.receipt(events[1].id)
+    assert (receipt.subjects, receipt.faces, receipt.sightings) == (0, 1, 0)
+
+
+def test_a_reembedding_erases_pseudonyms(engine: Engine, clock: Clock) -> None:
+    clock.now = NOW
+    engine.gallery.create("doors", "face-embedder", "f1", 4)
+    engine.sightings.put_settings("doors", ALLOWED)
+    given = pseudonym(engine, 0)
+    engine.reembeddings.begin("doors", "face-embedder", "f2", 6)
+    worker = engine.new_worker()
+    (reembedding,) = worker.waiting()
+    assert worker.claim(reembedding)
+    assert worker.switch(reembedding) == 0
+    assert [row.pseudonym for row in engine.sightings.page("doors")] == [None]
+    new = UnknownFace(vectors(1, 6)[0], "f2", lambda count: count - 1.0)
+    assert engine.sightings.add("doors", sighting(face=new)).pseudonym not in (given, None)

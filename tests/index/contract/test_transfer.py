@@ -31,6 +31,7 @@ from index.operator_key import OperatorKey
 from index.postgres.storage import PostgresStorage
 from index.postgres.transfer import snapshot as postgres_snapshot
 from index.protocol import Storage
+from index.sightings import NewSighting, SightingSettings
 from index.transfer import tables
 from index.transfer.collection_file import ImportResult, export_collection, import_collection
 from index.transfer.comparison import compare_gallery
@@ -95,6 +96,10 @@ def fill(storage: Storage) -> None:
     storage.feedback.add("doors", "p1", vectors(20)[1:4], [b"rejected", None, b""])
     storage.feedback.add("doors", "nobody", vectors(1, seed=4))
     gallery.enrol("ünïcode 中", [NewFace("é", vectors(1, 6)[0])], "f2")
+    for number in range(2):
+        storage.calibrations.add("doors", "f1", json.dumps({"shift": number}))
+    storage.calibrations.use("doors", storage.calibrations.page("doors")[0].token)
+    storage.sightings.put_settings("doors", SightingSettings(60.0, 3600.0, pseudonyms=True))
     gallery.remove_subject("doors", "p4")
     gallery.remove_faces("doors", [gallery.faces("doors", "p3")[0].token])
     gallery.create("gone", "face-embedder", "f1", 4)
@@ -105,7 +110,7 @@ def content(storage: Storage) -> dict[str, list[Any]]:
     """Return all rows without their ids."""
     with storage.transfer.snapshot() as snapshot:
         found: dict[str, list[Any]] = {
-            "collections": [replace(it, id=0, generation=0) for it in snapshot.collections()],
+            "collections": [snapshot.describe(it) for it in snapshot.collections()],
             "receipts": [replace(it, erased_at=None) for page in snapshot.receipts() for it in page],
         }
         for collection in snapshot.collections():
@@ -167,11 +172,36 @@ def test_a_repeated_import_changes_nothing(engine: str, opened: Open, tmp_path: 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_receipts_are_compared(engine: str, opened: Open, tmp_path: Path, clock: Clock) -> None:
+    first, second = opened(engine, "first"), opened("embedded", "second")
+    first.gallery.create("doors", "e", "f", 4)
+    first.gallery.put_subject("doors", "p")
+    finished = first.gallery.remove_subject("doors", "p")
+    for _ in range(3):
+        first.maintenance.run()
+    assert first.gallery.receipt(finished.token).erased_at is not None
+    unfinished = first.gallery.drop("doors")
+    manifest = export_gallery(first.transfer, tmp_path / "export")
+    assert manifest.unfinished_receipts == 1
+    import_gallery(second.transfer, tmp_path / "export")
+    second.maintenance.run()
+    assert second.gallery.receipt(unfinished.token).erased_at == clock.now
+    assert second.gallery.receipt(finished.token) == first.gallery.receipt(finished.token)
+    assert compare_gallery(second, tmp_path / "export", manifest).differences == ()
+    third = opened("embedded", "third")
+    assert compare_gallery(third, tmp_path / "export", manifest).differences == ("2 receipts are missing or differ",)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_what_was_erased_since_does_not_come_back(engine: str, opened: Open, tmp_path: Path) -> None:
     first, second = opened("embedded", "first"), opened(engine, "second")
     fill(first)
     manifest = export_gallery(first.transfer, tmp_path / "export")
     import_gallery(second.transfer, tmp_path / "export")
+    second.gallery.put_subject("doors", "p0", name="Changed")
+    changed = compare_gallery(second, tmp_path / "export", manifest, searches=0)
+    kinds = ("subjects", "faces")
+    assert changed.differences == tuple(f"'doors' has other {kind} than the export" for kind in kinds)
     second.gallery.remove_subject("doors", "p1")
     second.gallery.remove_faces("doors", [second.gallery.faces("doors", "p2")[0].token])
     second.gallery.drop("ünïcode 中")
@@ -183,7 +213,7 @@ def test_what_was_erased_since_does_not_come_back(engine: str, opened: Open, tmp
     assert "the collection 'ünïcode 中' is missing" in result.differences
     assert "'doors' has 5 subjects, the export 6" in result.differences
     assert "'doors' has 11 faces, the export 16" in result.differences
-    assert "'doors' has 2 feedback, the export 5" in result.differences
+    assert "'doors' has 2 rejected faces, the export 5" in result.differences
     assert any("searches differ" in difference for difference in result.differences)
     for name in ("doors", "empty"):
         second.gallery.drop(name)
@@ -236,7 +266,7 @@ def test_rows_are_loaded_once_and_only_into_their_collection(engine: str, opened
     assert transfer.load_subjects(part, 0, subjects[:3]) == 0
     assert transfer.load_subjects(part, 2, subjects[2:]) == 1
     assert transfer.load_subjects(part, 4, [subjects[0]]) == 0  # it exists
-    name = manifest.collections[1].name
+    name = manifest.collections[1].collection.name
     assert len(second.gallery.subjects(name)) == 4
     second.gallery.drop(name)
     second.gallery.create(name, "x", "y", 8)
@@ -332,6 +362,24 @@ def test_work_that_has_not_ended_is_not_exported(engine: str, opened: Open, tmp_
     storage.jobs.cancel("doors", job.token)
     storage.reembeddings.cancel("trains")
     assert export_gallery(storage.transfer, tmp_path / "other").rows["receipts"] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_left_behind_is_counted(engine: str, opened: Open, tmp_path: Path, clock: Clock) -> None:
+    """The feedback that a merge suspends is as good as erased, unless the merge is undone."""
+    first, second = opened(engine, "first"), opened("embedded", "second")
+    fill(first)
+    first.feedback.add("doors", "p2", vectors(20)[1:2])  # p1's face: the merge contradicts it
+    first.curation.merge("doors", "p1", ["p2"])
+    first.sightings.add("doors", NewSighting("camera", clock.now - 1, clock.now, 5, subject="p1"))
+    manifest = export_gallery(first.transfer, tmp_path / "export")
+    assert manifest.left_behind == {"sightings": 1, "merges that can be undone": 1}
+    import_gallery(second.transfer, tmp_path / "export")
+    assert compare_gallery(second, tmp_path / "export", manifest, searches=90).differences == ()
+    assert searched(second) == searched(first)
+    second.calibrations.use("doors", None)
+    changed = compare_gallery(second, tmp_path / "export", manifest, searches=0)
+    assert changed.differences == ("'doors' has other properties, calibrations or settings than the export",)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

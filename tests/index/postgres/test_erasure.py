@@ -13,10 +13,12 @@ from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
 from index.postgres.maintenance import PostgresMaintenance
+from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store.database import Database
+from index.sightings import NewSighting, SightingSettings, UnknownFace
 from index.types import Face, Item, NewFace, Outcome, ProcessedItem, Properties, Receipt
 from tests.index.bulk_jobs import claimed, submit
-from tests.index.people import vectors
+from tests.index.people import Clock, vectors
 from tests.soak.erasure import Needles
 
 DIMENSIONS = 48
@@ -40,11 +42,13 @@ def content(database: Database) -> dict[tuple[str, str], set[bytes]]:
     found: dict[tuple[str, str], set[bytes]] = {}
     for (table,) in rows(
         database,
-        "SELECT relname FROM pg_class WHERE relname IN ('subjects', 'rejections') OR relkind = 'p'"
-        " AND relname LIKE 'faces!_%%' ESCAPE '!'",
+        "SELECT relname FROM pg_class WHERE relname IN ('subjects', 'rejections', 'sighting_crops', 'sighting_faces')"
+        " OR relkind = 'p' AND relname LIKE 'faces!_%%' ESCAPE '!'",
     ):
-        vector = "NULL" if table == "subjects" else "vector"
-        for number, numbers, key in rows(database, f"SELECT id, {vector}, seal FROM {table}"):
+        id_column = "sighting_id" if str(table).startswith("sighting") else "id"
+        vector = "NULL" if table in ("subjects", "sighting_crops") else "vector"
+        seal = "NULL" if table == "sighting_faces" else "seal"
+        for number, numbers, key in rows(database, f"SELECT {id_column}, {vector}, {seal} FROM {table}"):
             forms = found.setdefault((str(table), str(number)), set())
             if numbers is not None:
                 values = numbers.to_numpy()  # type: ignore[attr-defined]
@@ -200,3 +204,47 @@ def test_nothing_is_left_of_the_items_of_a_job(gallery: PostgresGallery, databas
     ]
     assert_erased(database, before, [*keys, *(item.data for item in sent[3:]), *texts])
     assert len(worker.pending(kept, 9)) == 1
+
+
+def test_nothing_is_left_of_sightings(gallery: PostgresGallery, database: Database, clock: Clock) -> None:
+    """Erased one by one, expired, with their subject, by forbidding pseudonyms, and with their collection."""
+    sightings, rng = PostgresSightings(gallery), np.random.default_rng(11)
+    allowed = SightingSettings(unknown_s=3600, pseudonyms=True)
+    for name in ("doors", "trains"):
+        sightings.put_settings(name, allowed)
+    fill(gallery, "doors", 6, 2)
+    faces, now = vectors(150, DIMENSIONS, seed=12), gallery.clock()
+    stored = []
+    for number, vector in enumerate(faces):
+        new = NewSighting(
+            rng.bytes(16).hex(),  # any 16 characters of it are found nowhere else
+            now - 10,
+            now,
+            7,
+            subject=f"p{number % 5}" if number % 3 == 0 else None,
+            crop=rng.bytes(int(rng.integers(100, 6000))),
+            face=UnknownFace(vector, "f1", lambda count: None),
+        )
+        stored.append(sightings.add("trains" if number % 10 == 1 and new.subject is None else "doors", new))
+    before = content(database)
+    erased = [*stored[20:28], *stored[50:60:2]]
+    receipts = [sightings.remove(sighting.token) for sighting in erased]
+    receipts.append(gallery.remove_subject("doors", "p3"))
+    assert where_found(database, before["sighting_crops", str(stored[50].id)])  # else the search finds nothing at all
+    maintain(gallery)
+    assert is_erased(gallery, *receipts)
+    gone = [sighting.camera for sighting in erased]
+    gone += [sighting.camera for sighting in stored if sighting.subject and sighting.subject.key == "p3"]
+    assert_erased(database, before, [camera.encode() for camera in gone])
+    before = content(database)
+    sightings.put_settings("doors", SightingSettings(unknown_s=3600))
+    receipts = [gallery.drop("trains")]
+    maintain(gallery)
+    assert is_erased(gallery, *receipts)
+    assert_erased(database, before)
+    before = content(database)
+    clock.now += 7200
+    maintain(gallery, rounds=2)
+    assert rows(database, "SELECT 1 FROM sightings WHERE subject_id IS NULL") == []
+    assert rows(database, "SELECT 1 FROM receipts WHERE erased_at IS NULL") == []
+    assert_erased(database, before)

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from index.errors import NotFoundError, UnavailableError
+from index.postgres import hnsw
 from index.postgres import reembedding as module
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
@@ -258,3 +259,27 @@ def test_a_lease_is_by_the_databases_time(database_url: str, faces: list[Face], 
 def test_cancelling_what_does_not_exist(gallery: PostgresGallery) -> None:
     with pytest.raises(NotFoundError):
         PostgresReembeddings(gallery).cancel("doors")
+
+
+def test_the_index_of_new_vectors_is_built_before_the_switch(gallery: PostgresGallery, faces: list[Face]) -> None:
+    worker, reembeddings = PostgresReembeddingWorker(gallery, exact_below=4), PostgresReembeddings(gallery)
+    hnsw.update(gallery.database, gallery.collection("doors"), 4)
+    assert not gallery.usage("doors").exact
+    for fingerprint, dimensions in (("f2", 24), ("f3", 16)):
+        reembedding = reembeddings.begin("doors", "better", fingerprint, dimensions).reembedding
+        assert worker.claim(reembedding)
+        worker.prepare(reembedding)  # there are too few vectors yet
+        new = NEW if dimensions == 24 else OLD
+        crops = worker.pending(reembedding, FIRST, 99)
+        assert worker.stage(reembedding, {item.id: new[item.crop[0]] for item in crops})
+        for _ in range(2):
+            worker.prepare(reembedding)
+        assert worker.switch(reembedding) == 0
+        assert not gallery.usage("doors").exact
+        (matches,) = PostgresSearches(gallery).search("doors", new[2:3], 1)
+        assert matches[0].subject.key == "p2"
+    reembedding = reembeddings.begin("doors", "better", "f4", 24).reembedding
+    reembeddings.cancel("doors")
+    worker.prepare(reembedding)
+    with gallery.database.autocommit() as db, hnsw._lock(db, reembedding.collection_id):
+        worker.prepare(reembedding)  # another connection builds indexes of the collection

@@ -152,7 +152,7 @@ def test_postgresql_uses_the_index_of_every_partition(gallery: PostgresGallery, 
         candidates, count = next(planned._attempts())
         statement = sql.SQL("EXPLAIN ") + planned._statement(candidates)
         plan = "\n".join(row[0] for row in db.execute(statement, planned._values(FACES[0], count), prepare=False))
-    for partition in face_tables.partitions(collection.id):
+    for partition in face_tables.partitions(face_tables.name(collection.id)):
         assert f"Index Scan using {partition}_hnsw" in plan, plan
     assert f"Seq Scan on {partition}" not in plan
 
@@ -208,7 +208,7 @@ def test_an_incomplete_index_is_built_again(gallery: PostgresGallery, database: 
     with database.autocommit() as db:
         db.execute(
             "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass",
-            (f"{face_tables.partitions(collection.id)[1]}_hnsw",),
+            (f"{face_tables.partitions(face_tables.name(collection.id))[1]}_hnsw",),
         )
     with database.snapshot() as db:
         assert not hnsw.is_indexed(db, collection.id)

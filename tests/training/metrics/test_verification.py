@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
+from models.bootstrap import resampled
 from training.metrics.verification import (
     Scores,
     accuracy_over_folds,
@@ -17,7 +18,6 @@ from training.metrics.verification import (
     fmr_interval,
     open_set,
     reliability,
-    resampled,
 )
 
 # Few distinct values, so that ties are common.
@@ -115,7 +115,7 @@ def test_people_are_resampled_and_pairs_follow() -> None:
     pairs = people_and_pairs()
     mated = pairs[:, 0] == pairs[:, 1]
     total = np.zeros(len(pairs))
-    for weight in resampled(pairs, 4000, seed=1):
+    for weight in resampled(pairs, 4000, np.random.default_rng(1)):
         # A mated pair tells how often its person was drawn.
         count = dict(zip(pairs[mated, 0].tolist(), weight[mated].tolist(), strict=True))
         assert sum(count.values()) == 8

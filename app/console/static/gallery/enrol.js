@@ -118,7 +118,7 @@ export function enrol({ path, whole, onEnrolled }) {
  * @param {string} subject
  * @param {string} name
  */
-async function setName(subject, name) {
+export async function setName(subject, name) {
   const { metadata, expires_at } = await requestJson(subject);
   await requestJson(subject, { method: "PUT", json: { name, metadata, expires_at } });
 }

@@ -1,19 +1,19 @@
-/** The subjects of a collection, by page, with their faces; and how to erase them. */
+/** The subjects of a collection, by page, with their faces; and how to erase, merge and split them. */
 
 import { requestJson } from "../api.js";
 import { confirmDialog, emptyState, errorNotice, loading } from "../controls.js";
 import { count, h, plural, formatTime, replaceContent } from "../dom.js";
+import { subjectFaces } from "./faces.js";
 
 /**
  * @typedef {{id: string, name: string | null, faces: number, created_at: string}} Subject
- * @typedef {{id: string, created_at: string, details: {side?: number, sharpness?: number}}} Face
- * @typedef {{path: string, onErased: (what: string, receipt: any) => void}} Options
  */
 
 const PAGE = 10;
 
-/** @param {Options} options `path` is the collection's, in the API */
-export function subjects({ path, onErased }) {
+/** @param {import("./faces.js").Options} options */
+export function subjects(options) {
+  const { path, onErased } = options;
   /** The cursor of each page up to the current one. @type {string[]} */
   let starts = [""];
   const body = h("div", { class: "stack" }, loading("Loading subjects …"));
@@ -66,18 +66,30 @@ export function subjects({ path, onErased }) {
   /** @param {Subject} subject */
   function row(subject) {
     const label = subject.name ?? subject.id;
-    const faces = h("div", { class: "stack", hidden: true });
+    const faces = subjectFaces(subject, {
+      ...options,
+      onErased(what, receipt) {
+        onErased(what, receipt);
+        load();
+      },
+    });
     const open = h("button", { type: "button", class: "quiet", "aria-expanded": "false" }, plural(subject.faces, "face"));
-    open.addEventListener("click", async () => {
-      faces.hidden = !faces.hidden;
-      open.setAttribute("aria-expanded", String(!faces.hidden));
-      if (!faces.hidden) await list(subject, faces);
+    open.addEventListener("click", () => {
+      const { element: place } = faces;
+      place.hidden = !place.hidden;
+      open.setAttribute("aria-expanded", String(!place.hidden));
+      if (!place.hidden) faces.load();
     });
     const erase = h("button", { type: "button", class: "danger", "aria-label": `Erase ${label}` }, "Erase");
     erase.addEventListener("click", async () => {
       const text = `${plural(subject.faces, "face")} and all other data of ${label} will be erased: from searches at once, then from every file. This cannot be undone.`;
       if (!(await confirmDialog({ title: `Erase ${label}?`, text, action: "Erase" }))) return;
-      await remove(label, `${path}/subjects/${encodeURIComponent(subject.id)}`);
+      try {
+        onErased(label, await requestJson(`${path}/subjects/${encodeURIComponent(subject.id)}`, { method: "DELETE" }));
+        await load();
+      } catch (error) {
+        body.prepend(errorNotice(error));
+      }
     });
     return h(
       "li",
@@ -86,42 +98,8 @@ export function subjects({ path, onErased }) {
       h("span", { class: "hint since" }, formatTime(subject.created_at)),
       open,
       erase,
-      faces,
+      faces.element,
     );
-  }
-
-  /**
-   * @param {Subject} subject
-   * @param {HTMLElement} place
-   */
-  async function list(subject, place) {
-    replaceContent(place, loading("Loading faces …", 1));
-    try {
-      const { data } = await requestJson(`${path}/subjects/${encodeURIComponent(subject.id)}/faces`);
-      const rows = /** @type {Face[]} */ (data).map((face) => {
-        const name = `a face of ${subject.name ?? subject.id}`;
-        const drop = h("button", { type: "button", class: "quiet", "aria-label": `Erase ${name}` }, "Erase this face");
-        drop.addEventListener("click", () => remove(name, `${path}/faces/${face.id}`));
-        const size = face.details.side ? `${Math.round(face.details.side)} px wide, ` : "";
-        return h("li", { class: "row spread" }, h("span", {}, `${size}enrolled ${formatTime(face.created_at)}`), drop);
-      });
-      replaceContent(place, rows.length ? h("ul", { class: "faces" }, ...rows) : h("p", { class: "hint" }, "No faces yet."));
-    } catch (error) {
-      replaceContent(place, errorNotice(error));
-    }
-  }
-
-  /**
-   * @param {string} what
-   * @param {string} where
-   */
-  async function remove(what, where) {
-    try {
-      onErased(what, await requestJson(where, { method: "DELETE" }));
-      await load();
-    } catch (error) {
-      body.prepend(errorNotice(error));
-    }
   }
 
   load();

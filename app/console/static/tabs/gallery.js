@@ -4,10 +4,13 @@ import { requestJson } from "../api.js";
 import { models } from "../model_cards.js";
 import { badge, checkbox, terminalCommand, confirmDialog, whileBusy, emptyState, field, idInput, errorNotice, loading } from "../controls.js";
 import { h, plural, formatTime, replaceContent } from "../dom.js";
+import { duplicates } from "../gallery/duplicates.js";
 import { enrol } from "../gallery/enrol.js";
 import { erasures } from "../gallery/erasures.js";
+import { merges } from "../gallery/merges.js";
 import { search } from "../gallery/search.js";
 import { subjects } from "../gallery/subjects.js";
+import { unknownPeople } from "../gallery/unknown_people.js";
 
 /**
  * @typedef {{name: string, embedder: string, encrypted: boolean, created_at: string}} Collection
@@ -207,28 +210,43 @@ function collection(name, onErased) {
       title(detail);
       if (searching) return;
       const whole = (await models("embed")).every((model) => model.name !== detail.embedder);
-      const erased = (/** @type {string} */ what, /** @type {any} */ receipt) => {
-        onErased(what, receipt);
-        refresh();
-      };
-      const subjectList = subjects({ path, onErased: erased });
-      const enrolled = () => {
-        refresh();
-        subjectList.load();
-      };
       searching = search({ name, whole });
-      replaceContent(
-        body,
-        h(
-          "div",
-          { class: "split" },
-          h("div", { class: "side" }, enrol({ path, whole, onEnrolled: enrolled }).element),
-          h("div", { class: "stage" }, searching.element, subjectList.element),
-        ),
-      );
+      replaceContent(body, parts(detail, whole, searching.element));
     } catch (error) {
       replaceContent(head, errorNotice(error, open));
     }
+  }
+
+  /**
+   * @param {Detail} detail
+   * @param {boolean} whole whether the collection holds whole images, not faces
+   * @param {HTMLElement} searchPanel
+   */
+  function parts({ embedder, keep_crops: keepsCrops }, whole, searchPanel) {
+    const onEnrolled = () => {
+      refresh();
+      subjectList.load();
+    };
+    const onCurated = () => {
+      onEnrolled();
+      mergeList.load();
+    };
+    const erased = (/** @type {string} */ what, /** @type {any} */ receipt) => {
+      onErased(what, receipt);
+      refresh();
+    };
+    const subjectList = subjects({ path, keepsCrops, onErased: erased, onCurated });
+    const mergeList = merges({ path, onCurated });
+    // Whole images have no calibrated thresholds, which proposals need.
+    const proposals = whole
+      ? []
+      : [duplicates({ path, keepsCrops, onCurated }), unknownPeople({ name, path, embedder, onEnrolled })];
+    return h(
+      "div",
+      { class: "split" },
+      h("div", { class: "side" }, enrol({ path, whole, onEnrolled }).element),
+      h("div", { class: "stage" }, searchPanel, ...[subjectList, mergeList, ...proposals].map((part) => part.element)),
+    );
   }
 
   /** Update the counts and the last search's results after a change. */

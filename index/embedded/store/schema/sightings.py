@@ -24,12 +24,19 @@ STEP = """
         fpir REAL,
         threshold REAL,
         created_at REAL NOT NULL,
-        expires_at REAL NOT NULL,
-        pseudonym TEXT,
-        generation INTEGER,
-        vector BLOB,
-        crop BLOB
+        expires_at REAL NOT NULL
     ) STRICT;
+    CREATE TABLE sighting_crops (
+        sighting_id INTEGER PRIMARY KEY REFERENCES sightings (id) ON DELETE CASCADE,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE sighting_faces (
+        sighting_id INTEGER PRIMARY KEY REFERENCES sightings (id) ON DELETE CASCADE,
+        collection_id INTEGER NOT NULL,
+        pseudonym TEXT NOT NULL,
+        vector BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX sighting_faces_by_collection ON sighting_faces (collection_id, pseudonym);
     CREATE INDEX sightings_by_collection ON sightings (collection_id, position);
     CREATE INDEX sightings_by_subject ON sightings (subject_id, position);
     CREATE INDEX sightings_by_expiry ON sightings (expires_at);

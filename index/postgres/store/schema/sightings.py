@@ -26,14 +26,30 @@ _TABLES = """
         threshold double precision,
         created_at double precision NOT NULL,
         expires_at double precision NOT NULL,
-        pseudonym text,
-        generation integer,
-        vector vector,
-        seal bytea,
-        crop bytea,
         filler text
     ) WITH (fillfactor = 95);
-    ALTER TABLE sightings ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL;
+    -- Best shots, and faces of unknown people. These rows are never updated: new versions of rows would lie where an
+    -- erasure may leave some of their bytes. `number` is 0; scrubbing inserts others.
+    CREATE TABLE sighting_crops (
+        sighting_id bigint NOT NULL REFERENCES sightings (id) ON DELETE CASCADE,
+        number bigint NOT NULL DEFAULT 0,
+        seal bytea NOT NULL,
+        crop bytea NOT NULL,
+        filler text,
+        PRIMARY KEY (sighting_id, number)
+    ) WITH (fillfactor = 95);
+    ALTER TABLE sighting_crops ALTER crop SET STORAGE EXTERNAL;
+    CREATE TABLE sighting_faces (
+        sighting_id bigint NOT NULL REFERENCES sightings (id) ON DELETE CASCADE,
+        number bigint NOT NULL DEFAULT 0,
+        collection_id bigint NOT NULL,
+        pseudonym text NOT NULL,
+        vector vector,
+        filler text,
+        PRIMARY KEY (sighting_id, number)
+    ) WITH (fillfactor = 95);
+    ALTER TABLE sighting_faces ALTER vector SET STORAGE PLAIN;
+    CREATE INDEX sighting_faces_by_collection ON sighting_faces (collection_id, pseudonym);
     CREATE INDEX sightings_by_collection ON sightings (collection_id, position);
     CREATE INDEX sightings_by_subject ON sightings (subject_id, position);
     CREATE INDEX sightings_by_expiry ON sightings (expires_at);
@@ -48,4 +64,4 @@ _TABLES = """
     ALTER TABLE receipts ADD COLUMN sightings bigint NOT NULL DEFAULT 0;
 """
 
-STEP = _TABLES + scrub_schema.set_up("sightings")
+STEP = _TABLES + "".join(map(scrub_schema.set_up, ("sightings", "sighting_crops", "sighting_faces")))
