@@ -16,7 +16,7 @@ from vestibule_client.answers import Face
 MOST_SHOTS, APART_S = 8, 0.25
 # The crop has this share of the box's sides on each side, so that the service detects the face again and aligns it.
 MARGIN = 0.6
-# A larger crop is reduced, since detection takes a time proportional to its pixels. The face then has 116 pixels, and the
+# A larger crop is reduced, since detection takes a time proportional to its pixels. The face then has 116 pixels; the
 # aligned face, of 112 pixels, shows it with about 80.
 LARGEST_CROP = 256
 JPEG_QUALITY = 95

@@ -228,10 +228,13 @@ class Watcher:
         await asyncio.gather(*self._requests)
         for passage in self.passages.take_all():
             await self._end(passage)
-        stopped = self._stopping.is_set()
-        self._delivery.stop(wait=not stopped)
+        self._delivery.stop(wait=not self._stopping.is_set())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({delivering, stopping}, timeout=END_S, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        self._delivery.stop(wait=False)
         try:
-            await asyncio.wait_for(delivering, STOP_S if stopped else END_S)
+            await asyncio.wait_for(delivering, STOP_S)
         except TimeoutError:
             self._events.report("sightings_pending", count=len(self._queue))
         self._report_summary()

@@ -181,7 +181,7 @@ def enrolled_photos(person: Person) -> list[Image.Image]:
 
 def still(photo: Image.Image) -> Image.Image:
     """Return a photo for the enrolment: the face in front of a scene, as in the stream but sharp."""
-    canvas = Image.fromarray(photos.coffee()).convert("RGB").resize((480, 360))
+    canvas = Image.fromarray(getattr(photos, SCENES[0])()).convert("RGB").resize((480, 360))
     size = (200, 200)
     canvas.paste(photo.resize(size, Image.Resampling.BICUBIC), (140, 80), soft_mask().resize(size))
     return canvas

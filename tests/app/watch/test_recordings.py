@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 
 def animation(path: Path, durations: list[int]) -> Path:
     stills = [Image.new("RGB", (64, 48), colour) for colour in COLOURS]
-    options = {"quality": 100} if path.suffix == ".webp" else {}
+    options: dict[str, Any] = {"quality": 100} if path.suffix == ".webp" else {}
     stills[0].save(path, save_all=True, append_images=stills[1:], duration=durations, loop=0, **options)
     return path
 

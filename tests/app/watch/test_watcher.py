@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -59,9 +60,9 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def collection(live: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def collection(live: str) -> Iterator[str]:
     """A collection that knows the astronaut."""
-    name = f"watch-{request.node.name.replace('_', '-')}"[:60]
+    name = f"watch-{secrets.token_hex(4)}"
     with Client(live, timeout=TIMEOUT_S) as client:
         client.create_collection(name)
         client.enrol(name, "astronaut", EXAMPLES / "astronaut.jpg")
