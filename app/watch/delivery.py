@@ -38,11 +38,14 @@ class Delivery:
         self._ending = self._stopping = False
 
     async def add(self, sighting: PendingSighting) -> None:
-        """Add a passage that has ended to the queue. It is on the disk when this returns."""
-        lost = await asyncio.to_thread(self._queue.add, sighting)
+        """Add a passage that has ended to the queue; it is on the disk when this returns, unless the disk is full."""
+        try:
+            lost, detail = await asyncio.to_thread(self._queue.add, sighting), "the queue is full"
+        except OSError as error:
+            lost, detail = 1, error.strerror or str(error)
         if lost:
             self._counts.lost += lost
-            self._events.report("sightings_lost", count=lost, detail="the queue is full")
+            self._events.report("sightings_lost", count=lost, detail=detail)
         self._added.set()
 
     def stop(self, *, wait: bool) -> None:

@@ -65,7 +65,7 @@ def test_photos_are_enrolled_once_and_skipped_files_are_listed(
     assert damaged.startswith(f"{people / 'astronaut' / 'damaged.jpg'}: failed: ")
     assert total == "enrolled 3 of 5 photos of 2 subjects"
     records = [json.loads(line) for line in enrol(people, "--json").stdout.splitlines()]
-    assert [record["subject"] for record in records] == ["astronaut"] * 4 + ["hopper"]
+    assert [record["subject"] for record in records] == ["hopper"] + ["astronaut"] * 4
     assert sum(len(record.get("indexed", [])) for record in records) == 3
     with Client(live) as client:
         subjects = {subject.id: subject.faces for subject in client.subjects("folder").data}
@@ -109,9 +109,9 @@ def test_faces_are_grouped_by_person(live: str, people: Path, tmp_path: Path, mo
     assert [Path(face["file"]).name for face in single["faces"]] == ["hopper.jpg"]
     assert "coffee.jpg: no face was found" in done.stderr
     assert "damaged.jpg: failed" in done.stderr
-    assert sorted(path.relative_to(into).as_posix() for path in into.rglob("*.jpg")) == [
-        f"group-0001/{number:04}-{number}.jpg" for number in (1, 2, 3)
-    ]
+    written = [path.relative_to(into) for path in into.rglob("*.jpg")]
+    assert {path.parent.name for path in written} == {"group-0001"}
+    assert {path.stem.partition("-")[2] for path in written} == {"1", "2", "3"}
     again = CliRunner().invoke(cli, ["group", str(people), "--into", str(into)])
     assert (again.exit_code, again.stderr) == (1, f"vestibule: {into} already exists\n")
     text = CliRunner().invoke(cli, ["group", str(people)])

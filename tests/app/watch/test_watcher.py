@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import secrets
@@ -232,25 +233,40 @@ def test_sightings_older_than_a_day_are_dropped(
         assert len(camera.events("sightings_lost")) == camera.watcher.metrics.counts.lost == 2
 
 
+def test_a_full_disk_loses_sightings_and_not_the_watcher(
+    live: str, walk: Path, collection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SightingQueue(tmp_path / "queue") as queue:
+
+        def fail(_: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(queue, "add", fail)
+        camera = Camera(live, walk, collection, queue)
+        asyncio.run(camera.run())
+    assert [event["detail"] for event in camera.events("sightings_lost")] == ["No space left on device"] * 2
+
+
 def test_sigterm_stores_the_people_in_view(live: str, walk: Path, collection: str, tmp_path: Path) -> None:
     many = tmp_path / "many"
     many.mkdir()
     for index in range(1200):
         (many / f"{index:04}.png").hardlink_to(walk / "3.png")
-    process = subprocess.Popen(
+    watcher = subprocess.Popen(
         [sys.executable, "-m", "app.cli.main", "watch", str(many), "--camera", "door", "--collection", collection,
          "--realtime", "--timeout", str(TIMEOUT_S), "--queue", str(tmp_path / "queue")],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "VESTIBULE_URL": live}, cwd=PROJECT,
     )  # fmt: skip
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if '"answer"' in line and '"match"' in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    lines += process.stdout.read().splitlines()
-    assert process.wait(TIMEOUT_S) == 0
+    with watcher as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if '"answer"' in line and '"match"' in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        lines += process.stdout.read().splitlines()
+        assert process.wait(TIMEOUT_S) == 0
     text = "\n".join(line.strip() for line in lines)
     stored, (summary,) = events_of(text, "sighting"), events_of(text, "summary")[-1:]
     # On a slow machine a sighting may be stored only at the next start.
