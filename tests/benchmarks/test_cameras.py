@@ -57,7 +57,7 @@ def test_figures(stream: PassersBy) -> None:
     """One walk is missed, one is seen twice, one sighting mixes two people, and one stranger is named."""
     enrolled = [walk for walk in stream.walks if walk.person in stream.enrolled]
     others = [walk for walk in stream.walks if walk.person not in stream.enrolled]
-    seen: dict[str, list[Walk | None]] = {f"s{walk.number}": [walk] * 10 for walk in stream.walks[1:]}
+    seen: dict[str, list[Walk | None]] = {f"s{walk.number}": [*[walk] * 10] for walk in stream.walks[1:]}
     stored = {f"s{walk.number}": decision(walk.person.name if walk in enrolled else None) for walk in stream.walks[1:]}
     twice, mixed, alarm = [walk for walk in others if walk.number][:3]
     seen["again"], stored["again"] = [twice] * 5, decision(None)
