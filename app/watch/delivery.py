@@ -8,9 +8,9 @@ import time
 from app.watch.decisions import PendingSighting, better
 from app.watch.events import Events
 from app.watch.metrics import Counts
-from app.watch.reader import backoff
 from app.watch.recognition import FINAL_SHARE, Recognition
 from app.watch.sighting_queue import LONGEST_PENDING_S, QueueEntry, SightingQueue
+from app.watch.source.reader import backoff
 from vestibule_client import (
     BadRequest,
     Conflict,
@@ -26,7 +26,7 @@ from vestibule_client import (
 PERMANENT = (BadRequest, NotFound, Conflict, TooLarge, UnsupportedMedia, Unprocessable)
 
 
-class Delivery:
+class SightingDelivery:
     """Sends the sightings of a queue in order, one at a time."""
 
     def __init__(self, queue: SightingQueue, recognition: Recognition, events: Events, counts: Counts) -> None:

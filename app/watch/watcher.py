@@ -10,15 +10,15 @@ from functools import partial
 from typing import Any
 
 from app.watch.decisions import PendingSighting
-from app.watch.delivery import Delivery
+from app.watch.delivery import SightingDelivery
 from app.watch.events import Events
-from app.watch.frames import Frame, FrameError, Source
-from app.watch.metrics import Metrics
-from app.watch.passages import Passage, Passages, adjacent
-from app.watch.reader import FrameReader, backoff
+from app.watch.metrics import WatchMetrics
+from app.watch.passages import Passages, TrackedPassage, adjacent
 from app.watch.recognition import LOOK_SHARE, Recognition, box_in_widths
 from app.watch.shots import crop_jpeg
 from app.watch.sighting_queue import SightingQueue
+from app.watch.source.frames import Frame, FrameError, Source
+from app.watch.source.reader import FrameReader, backoff
 from app.watch.tracker import Detection, Tracker
 from vestibule_client import VestibuleError
 from vestibule_client.answers import Face
@@ -33,18 +33,18 @@ SUMMARY_S = 60.0
 STOP_S, END_S = 8.0, 600.0
 
 
-class Watcher:
+class CameraWatcher:
     """Watches one source, in one event loop."""
 
     def __init__(
         self, source: Source, recognition: Recognition, queue: SightingQueue, events: Events, *, fps: float
     ) -> None:
-        self.metrics = Metrics()
+        self.metrics = WatchMetrics()
         self._source = source
         self._recognition = recognition
         self._queue = queue
         self._events = events
-        self._delivery = Delivery(queue, recognition, events, self.metrics.counts)
+        self._delivery = SightingDelivery(queue, recognition, events, self.metrics.counts)
         self._reader = FrameReader(source, fps=fps, lost=self._source_lost, found=self._source_found)
         self._tracker = Tracker()
         self.passages = Passages()
@@ -169,7 +169,7 @@ class Watcher:
         self._requests -= done
         await asyncio.gather(*done)
 
-    async def _compare(self, earlier: Passage, later: Passage) -> None:
+    async def _compare(self, earlier: TrackedPassage, later: TrackedPassage) -> None:
         """Find out whether the later passage continues the earlier one, by the best shot of each."""
         self.metrics.counts.comparisons += 1
         try:
@@ -182,12 +182,12 @@ class Watcher:
         if same:
             self._merge(earlier, later)
 
-    def _merge(self, earlier: Passage, later: Passage) -> None:
+    def _merge(self, earlier: TrackedPassage, later: TrackedPassage) -> None:
         self.passages.merge(earlier, later)
         self.metrics.counts.merged += 1
         self._events.report("passage_continued", passage=earlier.id, by=later.id)
 
-    async def _look(self, passage: Passage) -> None:
+    async def _look(self, passage: TrackedPassage) -> None:
         """Search for the person while in view."""
         self.metrics.counts.searches += 1
         shots = [shot.jpeg for shot in passage.shots.best_first[:LOOK_SHOTS]]
@@ -207,7 +207,7 @@ class Watcher:
         for passage in self.passages.take_ended(now):
             await self._end(passage)
 
-    async def _end(self, passage: Passage) -> None:
+    async def _end(self, passage: TrackedPassage) -> None:
         if not passage.confirmed:
             self.metrics.counts.discarded += 1
             return

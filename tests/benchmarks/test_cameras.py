@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.watch.decisions import Decision
+from app.watch.decisions import PassageDecision
 from benchmarks.cameras.passers_by import figures
 from benchmarks.cameras.synthetic_stream import AT_ONCE, FPS, HOLD, PassersBy, Person, Walk, enrolled_photos
 
@@ -23,8 +23,8 @@ def stream() -> PassersBy:
     return PassersBy(people, 20)
 
 
-def decision(subject: str | None) -> Decision:
-    return Decision("match" if subject else "unknown", subject, None, 0.9, 0.3, 0.4, 3, [])
+def decision(subject: str | None) -> PassageDecision:
+    return PassageDecision("match" if subject else "unknown", subject, None, 0.9, 0.3, 0.4, 3, [])
 
 
 def test_the_same_seed_gives_the_same_frames(stream: PassersBy) -> None:

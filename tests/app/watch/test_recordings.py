@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.watch import frames as frames_module
-from app.watch.frames import FrameError, SourceUnusableError
-from app.watch.recordings import AnimatedImage, FrameFolder, Playback
-from app.watch.sources import display_name, open_source
-from app.watch.video import Video
+from app.watch.source import frames as frames_module
+from app.watch.source.frames import FrameError, SourceUnusableError
+from app.watch.source.recordings import AnimatedImage, FrameFolder, Playback
+from app.watch.source.selection import display_name, open_source
+from app.watch.source.video import Video
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 

@@ -22,14 +22,15 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.settings import PROJECT
-from app.watch import delivery, reader
+from app.watch import delivery
 from app.watch.delivery import PERMANENT
 from app.watch.events import Events
 from app.watch.recognition import Recognition
-from app.watch.recordings import FrameFolder
 from app.watch.settings import WatchSettings
 from app.watch.sighting_queue import SightingQueue
-from app.watch.watcher import Watcher
+from app.watch.source import reader
+from app.watch.source.recordings import FrameFolder
+from app.watch.watcher import CameraWatcher
 from vestibule_client import NEVER, AsyncClient, Client, NotFound, Unprocessable, Unreachable
 
 EXAMPLES = PROJECT / "examples"
@@ -148,7 +149,7 @@ class Camera:
         self.client = AsyncClient(url, timeout=TIMEOUT_S, retries=NEVER, transport=self.transport)
         self.recognition = Recognition(self.client, WatchSettings("door", collection))
         events = Events("door", self.lines.append, as_json=True)
-        self.watcher = Watcher(FrameFolder(folder), self.recognition, queue, events, fps=10)
+        self.watcher = CameraWatcher(FrameFolder(folder), self.recognition, queue, events, fps=10)
 
     async def run(self) -> None:
         async with self.client:
@@ -300,7 +301,7 @@ def test_errors_are_one_line(
 
 
 def test_the_watcher_does_not_import_torch() -> None:
-    code = "import sys, app.watch.watcher, app.watch.sources, app.cli.main; print('torch' in sys.modules)"
+    code = "import sys, app.watch.watcher, app.watch.source.selection, app.cli.main; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     assert done.stdout.strip() == "False"
 

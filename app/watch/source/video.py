@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from app.watch.frames import Frame, FrameError, SourceError, SourceUnusableError, checked_size, seen_at
+from app.watch.source.frames import Frame, FrameError, SourceError, SourceUnusableError, checked_size, seen_at
 
 if TYPE_CHECKING:
     from av.container import InputContainer
