@@ -1,22 +1,23 @@
 /** Unknown people on the cameras: group the best shots of their sightings by person, and enrol a group as a subject. */
 
-import { Latest, call, form, isAbort, requestJson } from "../api.js";
+import { Latest, Problem, call, form, isAbort, requestJson } from "../api.js";
 import { attempt, errorNotice, field, idInput, whileBusy } from "../controls.js";
 import { announce, count, formatClock, h, plural, replaceContent } from "../dom.js";
-import { release, toPicture } from "../image_picker.js";
 import { shotPath } from "../live/sightings.js";
 import { describeReasons } from "../reasons.js";
 import { setName } from "./enrol.js";
 
 /**
  * @typedef {import("../live/sightings.js").Sighting} Sighting
- * @typedef {{sighting: Sighting, picture: import("../image_picker.js").Picture, embedding: number[]}} Shot
+ * @typedef {import("../api.js").ProblemDetails} ProblemDetails
+ * @typedef {{sighting: Sighting, blob: Blob, embedding: number[]}} Shot
  * @typedef {{name: string, path: string, embedder: string, onEnrolled: () => void}} Options `name` and `path` are the
  *   collection's
  */
 
 const MOST_SHOTS = 192;
-const BATCH = 32; // images of a request
+const BATCH = 8; // images of a request: a slow service embeds them within its deadline
+const NO_FACE = "urn:vestibule:problem:no-face";
 const MOST_ENROLLED = 64; // the API's limit of a request
 
 /** @param {Options} options */
@@ -48,16 +49,17 @@ export function unknownPeople(options) {
     const signal = latest.next();
     replaceContent(problem);
     replaceContent(groups);
-    for (const shot of shots) release(shot.picture);
     shots = [];
     try {
       const sightings = await unknownSightings(options.name, signal);
       for (let at = 0; at < sightings.length; at += BATCH) {
         summary.textContent = `Reading ${count(at)} of ${plural(sightings.length, "best shot")} …`;
-        shots.push(...(await embedded(sightings.slice(at, at + BATCH), options, signal)));
+        const batch = await embedded(sightings.slice(at, at + BATCH), options, signal);
+        shots.push(...batch.shots);
+        for (const failure of batch.failures) problem.append(errorNotice(new Problem(failure)));
       }
       if (!shots.length) {
-        summary.textContent = "There are no best shots of unknown people in which a face is found.";
+        summary.textContent = "There are no best shots of people who are not enrolled.";
         return;
       }
       const json = { embeddings: shots.map((shot) => shot.embedding) };
@@ -77,8 +79,11 @@ export function unknownPeople(options) {
   function show(clusters, single) {
     const all = [...clusters, ...single.map((position) => [position])];
     replaceContent(groups, ...all.map((positions) => group(positions.map((position) => shots[position]), options)));
-    const people = clusters.length ? `${plural(clusters.length, "group")} of several sightings` : "No groups";
-    summary.textContent = `${people}, and ${plural(single.length, "person", "people")} seen once, in the newest ${plural(shots.length, "best shot")} of people who are not enrolled.`;
+    const people = [
+      clusters.length ? `${plural(clusters.length, "group")} of several sightings` : "",
+      single.length ? `${plural(single.length, "person", "people")} seen once` : "",
+    ];
+    summary.textContent = `${people.filter(Boolean).join(" and ")}, in ${plural(shots.length, "best shot")} of people who are not enrolled.`;
     announce(summary.textContent);
     start.textContent = "Group again";
   }
@@ -102,7 +107,7 @@ async function unknownSightings(collection, signal) {
  * @param {Sighting[]} sightings
  * @param {Options} options
  * @param {AbortSignal} signal
- * @returns {Promise<Shot[]>}
+ * @returns {Promise<{shots: Shot[], failures: ProblemDetails[]}>} `failures`: one for each reason why shots are missing
  */
 async function embedded(sightings, { name, embedder }, signal) {
   const blobs = await Promise.all(
@@ -114,17 +119,21 @@ async function embedded(sightings, { name, embedder }, signal) {
     body: form({ file: blobs }),
     signal,
   });
-  const faces = /** @type {{index: number, embedding?: number[]}[]} */ (found.data).filter((item) => item.embedding);
-  if (!faces.length) return [];
+  const items = /** @type {{index: number, embedding?: number[], problem?: ProblemDetails}[]} */ (found.data);
+  const problems = items.flatMap(({ problem }) => (problem && problem.type !== NO_FACE ? [problem] : []));
+  const failures = [...new Map(problems.map((problem) => [problem.title, problem])).values()];
+  const faces = items.filter((item) => item.embedding);
+  if (!faces.length) return { shots: [], failures };
   const json = { embeddings: faces.map((face) => face.embedding) };
   const searched = await requestJson("search/embeddings", { method: "POST", query: { collection: name }, json, signal });
-  return faces
+  const shots = faces
     .filter((_, position) => searched.data[position].faces[0].status !== "match")
     .map(({ index, embedding }) => ({
       sighting: sightings[index],
-      picture: toPicture(blobs[index], `${sightings[index].id}.webp`),
+      blob: blobs[index],
       embedding: /** @type {number[]} */ (embedding),
     }));
+  return { shots, failures };
 }
 
 /**
@@ -145,10 +154,12 @@ function group(shots, { path, onEnrolled }) {
   /** @param {Shot} shot */
   function choice(shot) {
     const title = `${shot.sighting.camera}, ${formatClock(shot.sighting.ended_at)}`;
+    const image = h("img", { src: URL.createObjectURL(shot.blob), alt: "" });
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src));
     const button = h(
       "button",
       { type: "button", class: "thumb choice", "aria-pressed": "true", "aria-label": `Include the shot ${title}`, title },
-      h("img", { src: shot.picture.url, alt: "" }),
+      image,
     );
     button.addEventListener("click", () => {
       if (!included.delete(shot)) included.add(shot);
@@ -167,7 +178,7 @@ function group(shots, { path, onEnrolled }) {
   async function enrol() {
     const chosen = [...included].slice(0, MOST_ENROLLED);
     const subject = `${path}/subjects/${encodeURIComponent(id.value)}`;
-    const body = form({ file: chosen.map((shot) => shot.picture.blob) });
+    const body = form({ file: chosen.map((shot) => shot.blob) });
     const answer = await requestJson(`${subject}/faces`, { method: "POST", body });
     const { indexed, rejected, failed } = answer;
     if (name.value && indexed.length) await setName(subject, name.value);

@@ -2,7 +2,7 @@
 
 import { requestJson } from "../api.js";
 import { attempt, confirmDialog, errorNotice, field, segmented } from "../controls.js";
-import { duration, h, plural, replaceContent } from "../dom.js";
+import { h, plural, replaceContent } from "../dom.js";
 
 /**
  * @typedef {{id: string, collection: string, name: string, trigger: "match" | "unknown", cameras: string[],
@@ -27,7 +27,7 @@ export function rules({ onChanged }) {
   const cooldown = h(
     "select",
     { value: "60" },
-    ...[0, 60, 300, 3600].map((seconds) => h("option", { value: seconds }, seconds ? duration(seconds * 1000) : "none")),
+    ...[0, 60, 300, 3600].map((seconds) => h("option", { value: seconds }, seconds ? formatPause(seconds) : "none")),
   );
   const create = h("button", { type: "submit" }, "Create rule");
   const creation = h(
@@ -137,9 +137,16 @@ function describe({ trigger, cameras, cooldown_s, where, schedule, targets }) {
     cameras.length ? `at ${cameras.join(", ")}` : "at all cameras",
     where ? "with certain metadata" : "",
     schedule ? "by a schedule" : "",
-    cooldown_s ? `pause ${duration(cooldown_s * 1000)}` : "",
+    cooldown_s ? `pause of ${formatPause(cooldown_s)}` : "",
     targets.length ? plural(targets.length, "target") : "event stream only",
   ]
     .filter(Boolean)
     .join(" · ");
+}
+
+/** @param {number} seconds */
+function formatPause(seconds) {
+  if (seconds % 3600 === 0) return plural(seconds / 3600, "hour");
+  if (seconds % 60 === 0) return plural(seconds / 60, "minute");
+  return plural(seconds, "second");
 }

@@ -23,7 +23,7 @@ export default function live() {
   const chooser = h("div");
   const erased = (/** @type {string} */ what, /** @type {any} */ receipt) => {
     receipts.add(what, receipt);
-    seen.poll.now();
+    for (const part of [seen, cameraList, alertList]) part.poll.now();
   };
   const seen = sightings({ onOpen: (sighting) => openSighting(sighting, erased) });
   const people = segmented("People", PEOPLE, "", (value) => seen.choose({ unknown: /** @type {any} */ (value) }));
