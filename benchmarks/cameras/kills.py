@@ -43,7 +43,7 @@ from app.alerts.dispatcher import AlertDispatcher
 from app.alerts.webhooks import WebhookSender
 from app.background_tasks import background_task
 from app.inference.executors import Executors
-from app.observability.metrics import WatchMetrics
+from app.observability.metrics import Metrics
 from index.alert_rules import Alert, AlertSettings, AlertTarget
 from index.embedded.storage import EmbeddedStorage
 from index.postgres.storage import PostgresStorage
@@ -175,7 +175,7 @@ async def _serve(place: str, orders: Connection, ahead_s: float) -> None:
             storage.alert_outbox,
             executors,
             {"webhook": partial(WebhookSender, addresses)},
-            WatchMetrics(),
+            Metrics(),
             dead_after_s=DEAD_AFTER_S,
             clock=storage.gallery.clock,
         )

@@ -61,7 +61,7 @@ def test_figures(stream: PassersBy) -> None:
     stored = {f"s{walk.number}": decision(walk.person.name if walk in enrolled else None) for walk in stream.walks[1:]}
     twice, mixed, alarm = [walk for walk in others if walk.number][:3]
     seen["again"], stored["again"] = [twice] * 5, decision(None)
-    seen[f"s{mixed.number}"] = [mixed] * 9 + [twice]
+    seen[f"s{mixed.number}"] = [*[mixed] * 9, twice]
     stored[f"s{alarm.number}"] = decision(enrolled[0].person.name)
     found = figures(stream, seen, stored)
     counts = Counter({name: found[name] for name in ("missed", "repeated", "mixed_passages", "switched")})
