@@ -23,6 +23,7 @@ PAGES = (
     "docs/operating.md",
     "docs/protocols.md",
     "docs/scaling.md",
+    "docs/sightings.md",
     "docs/weights.md",
 )
 # Examples that need a state folder of their own, and the tests that run them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ def enrol(  # noqa: PLR0913  options of a command
 
 async def _enrol_photos(
     images: list[ImageFile],
-    request: partial[Awaitable[ImageResult]],
+    request: Callable[[AsyncClient, ImageFile], Awaitable[ImageResult]],
     url: str | None,
     api_key: str | None,
     *,

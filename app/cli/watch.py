@@ -17,54 +17,60 @@ from app.cli.client import ApiKey, Url
 from app.cli.terminal import fail, print_line, replace_unprintable
 
 if TYPE_CHECKING:
-    from app.watch.frames import Source
     from app.watch.settings import WatchSettings
     from app.watch.sighting_queue import SightingQueue
+    from app.watch.source.frames import Source
     from vestibule_client import AsyncClient
 
 watch_cli = typer.Typer()
 
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        envvar="VESTIBULE_SOURCE",
+        help="rtsp://... or http://..., a webcam (0, /dev/video0), a video file, an animated image, or a folder of"
+        " frames. Prefer the environment variable for an address with a password.",
+        show_default=False,
+    ),
+]
+MinFace = Annotated[
+    float | None,
+    typer.Option(
+        min=8, help="The side in pixels of the smallest face; by default as /faces/detect.", show_default=False
+    ),
+]
+Realtime = Annotated[
+    bool, typer.Option("--realtime", help="Play a recording at its own rate, and drop frames as from a camera.")
+]
+QueueFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="The folder for sightings that are not stored yet; by default watch/CAMERA in VESTIBULE_STATE.",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds until a request is abandoned, which bounds the latency.")
+]
+Where = Annotated[str | None, typer.Option(help="Search only subjects of this metadata, as JSON.", show_default=False)]
+
+
 @watch_cli.command()
 def watch(  # noqa: PLR0913  options of a command
-    source: Annotated[
-        str,
-        typer.Argument(
-            envvar="VESTIBULE_SOURCE",
-            help="rtsp://... or http://..., a webcam (0, /dev/video0), a video file, an animated image, or a folder of"
-            " frames. Prefer the environment variable for an address with a password.",
-            show_default=False,
-        ),
-    ],
+    source: SourceArgument,
     *,
     camera: Annotated[str, typer.Option(help="The camera's name: letters, digits, - and _.", show_default=False)],
     collection: Annotated[str, typer.Option(help="The collection to search.", show_default=False)],
-    where: Annotated[
-        str | None, typer.Option(help="Search only subjects of this metadata, as JSON.", show_default=False)
-    ] = None,
+    where: Where = None,
     fpir: Annotated[float, typer.Option(help="Accepted false positive identification rate per passage.")] = 0.01,
     fps: Annotated[float, typer.Option(min=0.1, max=60, help="The most frames per second to process.")] = 10.0,
-    min_face: Annotated[
-        float | None,
-        typer.Option(
-            min=8, help="The side in pixels of the smallest face; by default as /faces/detect.", show_default=False
-        ),
-    ] = None,
+    min_face: MinFace = None,
     folder_fps: Annotated[float, typer.Option(min=0.1, max=60, help="Frames per second of a folder.")] = 10.0,
-    realtime: Annotated[
-        bool, typer.Option("--realtime", help="Play a recording at its own rate, and drop frames as from a camera.")
-    ] = False,
+    realtime: Realtime = False,
     keep_shot: Annotated[bool, typer.Option("--keep-shot", help="Store the best shot with each sighting.")] = False,
-    queue: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder for sightings that are not stored yet; by default watch/CAMERA in VESTIBULE_STATE.",
-            show_default=False,
-        ),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds until a request is abandoned, which bounds the latency.")
-    ] = 10.0,
+    queue: QueueFolder = None,
+    timeout: Timeout = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON also on a terminal.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -74,10 +80,10 @@ def watch(  # noqa: PLR0913  options of a command
     Prints a line for each event: JSON, or text on a terminal. SIGTERM or Ctrl-C ends the passages in view and stores
     them.
     """
-    from app.watch.frames import SourceError
     from app.watch.settings import WatchSettings
     from app.watch.sighting_queue import QueueError, SightingQueue
-    from app.watch.sources import open_source
+    from app.watch.source.frames import SourceError
+    from app.watch.source.selection import open_source
     from vestibule_client import NEVER, AsyncClient
 
     try:
@@ -110,13 +116,13 @@ async def _watch(
     """
     from app.watch.events import Events
     from app.watch.recognition import Recognition
-    from app.watch.watcher import Watcher
+    from app.watch.watcher import CameraWatcher
 
     events = Events(settings.camera, lambda line: print_line(replace_unprintable(line)), as_json=as_json)
     async with client:
         recognition = Recognition(client, settings)
         await recognition.check()
-        watcher = Watcher(source, recognition, queue, events, fps=settings.fps)
+        watcher = CameraWatcher(source, recognition, queue, events, fps=settings.fps)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, watcher.stop)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 @dataclass(frozen=True)
-class Decision:
+class PassageDecision:
     """The answer of a search: `match`, `unknown`, or `rejected` if no shot has a face.
 
     `subject` and `name` are of a match; `probability` and `distance` of the nearest subject, or None.
@@ -34,7 +34,7 @@ class Decision:
         return {**asdict(self), "reasons": self.reasons or None}
 
 
-def better(first: Decision | None, final: Decision) -> Decision:
+def better(first: PassageDecision | None, final: PassageDecision) -> PassageDecision:
     """Return the decision on a passage: the last search's, or an earlier match if the last search has none."""
     return first if first is not None and first.matched and not final.matched else final
 
@@ -52,5 +52,5 @@ class PendingSighting(BaseModel):
     ended_at: float
     frames: int
     shots: list[bytes]
-    decision: Decision | None
+    decision: PassageDecision | None
     decided: bool = False

@@ -8,9 +8,9 @@ import time
 from app.watch.decisions import PendingSighting, better
 from app.watch.events import Events
 from app.watch.metrics import Counts
-from app.watch.reader import backoff
 from app.watch.recognition import FINAL_SHARE, Recognition
 from app.watch.sighting_queue import LONGEST_PENDING_S, QueueEntry, SightingQueue
+from app.watch.source.reader import backoff
 from vestibule_client import (
     BadRequest,
     Conflict,
@@ -26,7 +26,7 @@ from vestibule_client import (
 PERMANENT = (BadRequest, NotFound, Conflict, TooLarge, UnsupportedMedia, Unprocessable)
 
 
-class Delivery:
+class SightingDelivery:
     """Sends the sightings of a queue in order, one at a time."""
 
     def __init__(self, queue: SightingQueue, recognition: Recognition, events: Events, counts: Counts) -> None:
@@ -38,11 +38,14 @@ class Delivery:
         self._ending = self._stopping = False
 
     async def add(self, sighting: PendingSighting) -> None:
-        """Add a passage that has ended to the queue. It is on the disk when this returns."""
-        lost = await asyncio.to_thread(self._queue.add, sighting)
+        """Add a passage that has ended to the queue; it is on the disk when this returns, unless the disk is full."""
+        try:
+            lost, detail = await asyncio.to_thread(self._queue.add, sighting), "the queue is full"
+        except OSError as error:
+            lost, detail = 1, error.strerror or str(error)
         if lost:
             self._counts.lost += lost
-            self._events.report("sightings_lost", count=lost, detail="the queue is full")
+            self._events.report("sightings_lost", count=lost, detail=detail)
         self._added.set()
 
     def stop(self, *, wait: bool) -> None:

@@ -54,7 +54,7 @@ class Counts:
 
 
 @dataclass
-class Metrics:
+class WatchMetrics:
     """Counts and latencies of a watcher.
 
     `frame`: from reading a frame to its faces. `answer`: from reading the first frame with a usable face of a passage

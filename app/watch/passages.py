@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from app.watch.decisions import Decision, better
-from app.watch.frames import Frame
+from app.watch.decisions import PassageDecision, better
 from app.watch.shots import BestShots
+from app.watch.source.frames import Frame
 from app.watch.tracker import Track
 from vestibule_client.answers import Face
 
@@ -27,7 +27,7 @@ MAX_LOOKS, BETTER, LOOK_APART_S = 3, 1.8, 0.5
 
 
 @dataclass(eq=False)
-class Passage:
+class TrackedPassage:
     """A person in view, or out of view for a short time. `detections` counts frames in which the face was detected.
 
     `started_at` and `ended_at` are Unix times; `began` and `last` are in seconds on the source's clock. `origin` is the
@@ -46,7 +46,7 @@ class Passage:
     confidence: float = 0.0
     shots: BestShots = field(default_factory=BestShots)
     usable_since: float | None = None
-    decision: Decision | None = None
+    decision: PassageDecision | None = None
     looks: int = 0
     looking: bool = False
     comparing: bool = False
@@ -79,7 +79,7 @@ class Passage:
         self.looks -= 1
         self._looked_total = 0.0
 
-    def end_look(self, decision: Decision) -> None:
+    def end_look(self, decision: PassageDecision) -> None:
         """Note the answer of the search under way."""
         self.looking = False
         self.decision = decision if self.decision is None else better(self.decision, decision)
@@ -92,7 +92,7 @@ class Passage:
         if self.usable_since is None and not face.reasons:
             self.usable_since = read_at
 
-    def absorb(self, other: Passage) -> None:
+    def absorb(self, other: TrackedPassage) -> None:
         """Continue this passage by another one of the same person, which began later."""
         self.track, self.last, self.ended_at = other.track, other.last, other.ended_at
         self.detections += other.detections
@@ -110,22 +110,22 @@ class Passages:
     """The passages that are in view, or may still be continued."""
 
     def __init__(self) -> None:
-        self._passages: list[Passage] = []
+        self._passages: list[TrackedPassage] = []
 
-    def __iter__(self) -> Iterator[Passage]:
+    def __iter__(self) -> Iterator[TrackedPassage]:
         """Iterate over the passages, the oldest first."""
         return iter(list(self._passages))
 
-    def of(self, track: Track, frame: Frame) -> Passage:
+    def of(self, track: Track, frame: Frame) -> TrackedPassage:
         """Return the track's passage, a new one if it has none."""
         for passage in self._passages:
             if passage.track is track:
                 return passage
-        passage = Passage(track, frame.seen_at, frame.time, (track.x, track.y, track.size))
+        passage = TrackedPassage(track, frame.seen_at, frame.time, (track.x, track.y, track.size))
         self._passages.append(passage)
         return passage
 
-    def predecessor(self, passage: Passage) -> Passage | None:
+    def predecessor(self, passage: TrackedPassage) -> TrackedPassage | None:
         """Return the nearest passage that this one may continue, and with which it was not compared."""
         candidates = [
             (distance, other)
@@ -137,12 +137,12 @@ class Passages:
         ]
         return min(candidates, key=lambda pair: pair[0])[1] if candidates else None
 
-    def merge(self, earlier: Passage, later: Passage) -> None:
+    def merge(self, earlier: TrackedPassage, later: TrackedPassage) -> None:
         """Continue the earlier passage by the later one, which is removed."""
         earlier.absorb(later)
         self._passages = [passage for passage in self._passages if passage is not later]
 
-    def take_ended(self, time: float) -> list[Passage]:
+    def take_ended(self, time: float) -> list[TrackedPassage]:
         """Remove and return the passages that cannot be continued any more at `time`, in seconds."""
         ended = [
             passage
@@ -152,19 +152,19 @@ class Passages:
         self._passages = [passage for passage in self._passages if passage not in ended]
         return ended
 
-    def take_all(self) -> list[Passage]:
+    def take_all(self) -> list[TrackedPassage]:
         """Remove and return all passages."""
         passages, self._passages = self._passages, []
         return passages
 
 
-def adjacent(earlier: Passage, later: Passage) -> bool:
+def adjacent(earlier: TrackedPassage, later: TrackedPassage) -> bool:
     """Return whether a passage began so near to the end of another that their faces need not be compared."""
     distance = _distance(earlier, later)
     return distance is not None and distance <= ADJACENT and later.began - earlier.last <= ADJACENT_S
 
 
-def _distance(earlier: Passage, later: Passage) -> float | None:
+def _distance(earlier: TrackedPassage, later: TrackedPassage) -> float | None:
     """Return how far from the end of a passage another began, in face sizes; None if it cannot continue it."""
     gap = later.began - earlier.last
     if not 0 <= gap <= GAP_S:

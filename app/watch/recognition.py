@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from PIL import Image
 
-from app.watch.decisions import Decision, PendingSighting
+from app.watch.decisions import PassageDecision, PendingSighting
 from app.watch.settings import WatchSettings
 from app.watch.shots import Shot
 from app.watch.tracker import Box
@@ -65,7 +65,7 @@ class Recognition:
         answer = await self._client.detect(jpeg, threshold=DETECTION_THRESHOLD, min_face=max(8.0, min_face * scale))
         return [_enlarged(face, image.width / width, image.height / height) for face in answer.first.faces]
 
-    async def search(self, shots: Sequence[bytes], share: float) -> Decision:
+    async def search(self, shots: Sequence[bytes], share: float) -> PassageDecision:
         """Search for the person whom all shots, JPEG files, show, at this share of the FPIR.
 
         Raises:
@@ -81,7 +81,7 @@ class Recognition:
         self._embedder = answer.model
         nearest = answer.candidates[0] if answer.candidates else None
         matched = nearest if answer.status == "match" else None
-        return Decision(
+        return PassageDecision(
             status=answer.status,
             subject=matched.subject_id if matched else None,
             name=matched.name if matched else None,

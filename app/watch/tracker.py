@@ -100,18 +100,18 @@ class Tracker:
         free = list(self._tracks)
         for confident in (True, False):
             stage = [row for row, item in enumerate(detections) if (item.confidence >= CONFIDENT) is confident]
-            for row, track in _assign([detections[row].box for row in stage], free, time):
-                assigned[stage[row]] = track
+            for row, continued in _assign([detections[row].box for row in stage], free, time):
+                assigned[stage[row]] = continued
             free = [track for track in free if not any(track is taken for taken in assigned)]
-        for track in free:
-            track.missed += 1
+        for missed in free:
+            missed.missed += 1
         for position, (detection, track) in enumerate(zip(detections, assigned, strict=True)):
             if track is not None:
                 track.observe(detection.box, time)
             elif detection.confidence >= CONFIDENT:
                 x, y, size = centre_and_size(detection.box)
-                assigned[position] = Track(x, y, size, time)
-                self._tracks.append(assigned[position])  # type: ignore[arg-type]
+                assigned[position] = started = Track(x, y, size, time)
+                self._tracks.append(started)
         return assigned
 
     def follows(self, track: Track) -> bool:

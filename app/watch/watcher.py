@@ -10,19 +10,21 @@ from functools import partial
 from typing import Any
 
 from app.watch.decisions import PendingSighting
-from app.watch.delivery import Delivery
+from app.watch.delivery import SightingDelivery
 from app.watch.events import Events
-from app.watch.frames import Frame, FrameError, Source
-from app.watch.metrics import Metrics
-from app.watch.passages import Passage, Passages, adjacent
-from app.watch.reader import FrameReader, backoff
+from app.watch.metrics import WatchMetrics
+from app.watch.passages import Passages, TrackedPassage, adjacent
 from app.watch.recognition import LOOK_SHARE, Recognition, box_in_widths
 from app.watch.shots import crop_jpeg
 from app.watch.sighting_queue import SightingQueue
+from app.watch.source.frames import Frame, FrameError, Source
+from app.watch.source.reader import FrameReader, backoff
 from app.watch.tracker import Detection, Tracker
 from vestibule_client import VestibuleError
 from vestibule_client.answers import Face
 
+# The most shots of a search before the end, which must answer soon.
+LOOK_SHOTS = 4
 # How often the ends of passages are looked for while no frame arrives.
 IDLE_S = 0.25
 SUMMARY_S = 60.0
@@ -31,18 +33,18 @@ SUMMARY_S = 60.0
 STOP_S, END_S = 8.0, 600.0
 
 
-class Watcher:
+class CameraWatcher:
     """Watches one source, in one event loop."""
 
     def __init__(
         self, source: Source, recognition: Recognition, queue: SightingQueue, events: Events, *, fps: float
     ) -> None:
-        self.metrics = Metrics()
+        self.metrics = WatchMetrics()
         self._source = source
         self._recognition = recognition
         self._queue = queue
         self._events = events
-        self._delivery = Delivery(queue, recognition, events, self.metrics.counts)
+        self._delivery = SightingDelivery(queue, recognition, events, self.metrics.counts)
         self._reader = FrameReader(source, fps=fps, lost=self._source_lost, found=self._source_found)
         self._tracker = Tracker()
         self.passages = Passages()
@@ -167,7 +169,7 @@ class Watcher:
         self._requests -= done
         await asyncio.gather(*done)
 
-    async def _compare(self, earlier: Passage, later: Passage) -> None:
+    async def _compare(self, earlier: TrackedPassage, later: TrackedPassage) -> None:
         """Find out whether the later passage continues the earlier one, by the best shot of each."""
         self.metrics.counts.comparisons += 1
         try:
@@ -180,15 +182,15 @@ class Watcher:
         if same:
             self._merge(earlier, later)
 
-    def _merge(self, earlier: Passage, later: Passage) -> None:
+    def _merge(self, earlier: TrackedPassage, later: TrackedPassage) -> None:
         self.passages.merge(earlier, later)
         self.metrics.counts.merged += 1
         self._events.report("passage_continued", passage=earlier.id, by=later.id)
 
-    async def _look(self, passage: Passage) -> None:
+    async def _look(self, passage: TrackedPassage) -> None:
         """Search for the person while in view."""
         self.metrics.counts.searches += 1
-        shots = [shot.jpeg for shot in passage.shots.best_first]
+        shots = [shot.jpeg for shot in passage.shots.best_first[:LOOK_SHOTS]]
         try:
             decision = await self._recognition.search(shots, LOOK_SHARE)
         except VestibuleError as error:
@@ -205,7 +207,7 @@ class Watcher:
         for passage in self.passages.take_ended(now):
             await self._end(passage)
 
-    async def _end(self, passage: Passage) -> None:
+    async def _end(self, passage: TrackedPassage) -> None:
         if not passage.confirmed:
             self.metrics.counts.discarded += 1
             return
@@ -226,10 +228,13 @@ class Watcher:
         await asyncio.gather(*self._requests)
         for passage in self.passages.take_all():
             await self._end(passage)
-        stopped = self._stopping.is_set()
-        self._delivery.stop(wait=not stopped)
+        self._delivery.stop(wait=not self._stopping.is_set())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({delivering, stopping}, timeout=END_S, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        self._delivery.stop(wait=False)
         try:
-            await asyncio.wait_for(delivering, STOP_S if stopped else END_S)
+            await asyncio.wait_for(delivering, STOP_S)
         except TimeoutError:
             self._events.report("sightings_pending", count=len(self._queue))
         self._report_summary()

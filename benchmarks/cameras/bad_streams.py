@@ -150,7 +150,7 @@ def main() -> None:
             time.sleep(60)
             memory = psutil.Process(process.pid).memory_info().rss / 1e6
             kinds = Counter(event["event"] for event in events)
-            latest = next((event for event in reversed(events) if event["event"] == "summary"), {})
+            latest: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "summary"), {})
             rows.append(
                 {
                     "minute": minute,

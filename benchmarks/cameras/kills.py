@@ -202,7 +202,7 @@ def _carry_out(storage: Storage, order: dict[str, Any]) -> Any:
     return len(storage.alerts.page(limit=1, state="pending"))
 
 
-class Watcher:
+class CameraWatcher:
     """Sends orders to one child after the other; an order that was not acknowledged is sent to the next one."""
 
     def __init__(self, seed: int):
@@ -272,7 +272,7 @@ def measure(engine: str, kills: int, seed: int, minutes: float = math.inf) -> Re
     context.set_forkserver_preload(
         ["app.alerts.dispatcher", "app.alerts.webhooks", "index.embedded.storage", "index.postgres.storage"]
     )
-    watcher, receivers = Watcher(seed), Receivers(seed)
+    watcher, receivers = CameraWatcher(seed), Receivers(seed)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vestibule-alerts-")))
         place = stack.enter_context(_place(engine, folder))
@@ -311,7 +311,7 @@ def _finish(context: Any, place: str, ahead_s: float) -> None:
     child.join()
 
 
-def _judge(engine: str, kills: int, watcher: Watcher, receivers: Receivers, place: str, seconds: float) -> Result:
+def _judge(engine: str, kills: int, watcher: CameraWatcher, receivers: Receivers, place: str, seconds: float) -> Result:
     """Compare the sightings that were acknowledged with the alerts that are stored and those that arrived."""
     with closing(_open(place)) as storage:
         alerts: list[Alert] = []

@@ -34,16 +34,16 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from app.watch.decisions import Decision, PendingSighting
+from app.watch.decisions import PassageDecision, PendingSighting
 from app.watch.events import Events
-from app.watch.frames import Frame
-from app.watch.passages import Passage, Passages
+from app.watch.passages import Passages, TrackedPassage
 from app.watch.recognition import Recognition
-from app.watch.recordings import Playback
 from app.watch.settings import WatchSettings
 from app.watch.sighting_queue import SightingQueue
+from app.watch.source.frames import Frame
+from app.watch.source.recordings import Playback
 from app.watch.tracker import Track
-from app.watch.watcher import Watcher
+from app.watch.watcher import CameraWatcher
 from benchmarks import tables
 from benchmarks.cameras.synthetic_stream import FPS, WIDTH, PassersBy, Walk, enrolled_photos, still, test_people
 from vestibule_client import NEVER, AsyncClient
@@ -62,14 +62,14 @@ class ObservedPassages(Passages):
         self._stream = stream
         self.walks: dict[str, list[Walk | None]] = defaultdict(list)
 
-    def of(self, track: Track, frame: Frame) -> Passage:
+    def of(self, track: Track, frame: Frame) -> TrackedPassage:
         """Return the track's passage and record the walk."""
         passage = super().of(track, frame)
         index = round(frame.time * FPS)
         self.walks[passage.id].append(self._stream.walk_at(index, track.x * WIDTH, track.y * WIDTH))
         return passage
 
-    def merge(self, earlier: Passage, later: Passage) -> None:
+    def merge(self, earlier: TrackedPassage, later: TrackedPassage) -> None:
         """Merge the records, too."""
         super().merge(earlier, later)
         self.walks[earlier.id] += self.walks.pop(later.id)
@@ -80,7 +80,7 @@ class ObservedRecognition(Recognition):
 
     def __init__(self, client: AsyncClient, settings: WatchSettings) -> None:
         super().__init__(client, settings)
-        self.stored: dict[str, Decision] = {}
+        self.stored: dict[str, PassageDecision] = {}
 
     async def store(self, sighting: PendingSighting) -> None:
         """Store a sighting and keep its decision."""
@@ -124,7 +124,7 @@ async def single_frames(client: AsyncClient, walks: Sequence[Walk], draw: Any) -
 
 
 def figures(
-    stream: PassersBy, walks: dict[str, list[Walk | None]], stored: dict[str, Decision]
+    stream: PassersBy, walks: dict[str, list[Walk | None]], stored: dict[str, PassageDecision]
 ) -> dict[str, float | int]:
     """Return the figures of the sightings."""
     enrolled = {person.name for person in stream.enrolled}
@@ -191,7 +191,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
                 if event["event"] not in {"passage", "answer"}:
                     print(line, flush=True)
 
-            watcher = Watcher(source, recognition, queue, Events(CAMERA, write, as_json=True), fps=FPS)
+            watcher = CameraWatcher(source, recognition, queue, Events(CAMERA, write, as_json=True), fps=FPS)
             observed = watcher.passages = ObservedPassages(stream)
             before = cpu(service)
             begun = time.monotonic()

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from skimage import data as photos
 
-from app.watch.frames import Frame
+from app.watch.source.frames import Frame
 from models.align import SIDE
 from training.core.seeds import derive
 from training.datasets import images
@@ -103,7 +103,7 @@ def soft_mask() -> Image.Image:
 
 
 class PassersBy:
-    """A source of frames (`app.watch.frames.Source`) with `count` walks; the same seed gives the same frames.
+    """A source of frames (`app.watch.source.frames.Source`) with `count` walks; the same seed gives the same frames.
 
     `bursts`: each walk shows one photo, with varying blur, in place of different photos.
     """
@@ -181,7 +181,7 @@ def enrolled_photos(person: Person) -> list[Image.Image]:
 
 def still(photo: Image.Image) -> Image.Image:
     """Return a photo for the enrolment: the face in front of a scene, as in the stream but sharp."""
-    canvas = Image.fromarray(photos.coffee()).convert("RGB").resize((480, 360))
+    canvas = Image.fromarray(getattr(photos, SCENES[0])()).convert("RGB").resize((480, 360))
     size = (200, 200)
     canvas.paste(photo.resize(size, Image.Resampling.BICUBIC), (140, 80), soft_mask().resize(size))
     return canvas

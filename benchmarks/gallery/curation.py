@@ -26,7 +26,7 @@ import typer
 from scipy import sparse  # type: ignore[import-untyped]
 from sklearn.cluster import DBSCAN, HDBSCAN
 
-from app.gallery.curation.proposals import logit, near_pairs
+from app.gallery.curation.proposals import logit, mean_vector, near_pairs
 from app.gallery.curation.schemas import ClusterParams
 from benchmarks import tables
 from benchmarks.gallery.fusion import embedded
@@ -73,9 +73,11 @@ def clusters(vectors: Floats, people: Ints, matching: Matching) -> Iterator[tupl
     yield "`POST /cluster/embeddings`", f"prior {prior:g}", cluster(vectors, matching.slope, matching.intercept + shift)
     distances = np.maximum(1 - vectors @ vectors.T, 0).astype(np.float64)
     np.fill_diagonal(distances, 0)
+    rows, columns = np.nonzero(distances <= DISTANCES.max())
+    near = sparse.csr_matrix((distances[rows, columns], (rows, columns)), distances.shape)
     for few in MIN_SAMPLES:
         found = [
-            (distance, DBSCAN(eps=distance, min_samples=few, metric="precomputed").fit_predict(distances))
+            (distance, DBSCAN(eps=distance, min_samples=few, metric="precomputed").fit_predict(near))
             for distance in DISTANCES
         ]
         distance, best = max(found, key=lambda pair: bcubed(pair[1], people)[2])
@@ -96,18 +98,23 @@ def halves(people: Ints) -> Ints:
 def duplicates(vectors: Floats, people: Ints, matching: Matching) -> Iterator[tuple[float, int, int, int]]:
     """Yield for each false match rate the numbers of proposed pairs, of true ones among them, and of all true pairs."""
     subjects = halves(people)
-    pairs = int((np.bincount(np.unique(subjects) // 2) == 2).sum())
+    cut = int((np.bincount(np.unique(subjects) // 2) == 2).sum())
     with tempfile.TemporaryDirectory() as folder, closing(EmbeddedStorage(Path(folder))) as storage:
         collection = storage.gallery.create("halves", "embedder", "f", vectors.shape[1])
         faces = [NewFace(str(subject), vector) for subject, vector in zip(subjects, vectors, strict=True)]
         storage.gallery.enrol("halves", faces, "f")
         ids = [subject.id for subject in storage.gallery.subjects("halves", limit=-1)]
-        pages_of_ids = [ids[start : start + PAGE_SIZE] for start in range(0, len(ids), PAGE_SIZE)]
-        for fmr in FMRS:
-            similarity = matching.threshold(fmr).similarity
-            found = [pair for page in pages_of_ids for pair in near_pairs(storage, collection, page, similarity)]
-            keys = [(int(first.subject.key), int(second.subject.key)) for first, second in found]
-            yield fmr, len(keys), sum(first // 2 == second // 2 for first, second in keys), pairs
+        least = matching.threshold(max(FMRS)).similarity
+        pairs = [
+            pair
+            for start in range(0, len(ids), PAGE_SIZE)
+            for pair in near_pairs(storage, collection, ids[start : start + PAGE_SIZE], least)
+        ]
+    similarities = np.array([mean_vector(first) @ mean_vector(second) for first, second in pairs])
+    same = np.array([int(first.subject.key) // 2 == int(second.subject.key) // 2 for first, second in pairs])
+    for fmr in FMRS:
+        proposed = similarities >= matching.threshold(fmr).similarity
+        yield fmr, int(proposed.sum()), int((proposed & same).sum()), cut
 
 
 def rows_of_split(split: FaceSplit, vectors: Floats, people: Ints, matching: Matching) -> list[dict[str, Any]]:

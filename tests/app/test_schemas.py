@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from app.errors import MOST_CHARACTERS, MOST_ERRORS
 from app.faces.schemas import EmbeddingsRequest, PicturePair
 from app.gallery.bulk.schemas import BulkLine
+from app.gallery.curation.schemas import ClusterRequest
 from app.gallery.schemas import SubjectInfo
 from app.main import create_app
 from app.middleware.request_body import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY
@@ -33,6 +34,7 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     EmbeddingsRequest,
     InferenceRequest,
     BulkLine,
+    ClusterRequest,
 )
 
 

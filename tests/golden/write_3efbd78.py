@@ -174,9 +174,8 @@ def number_of(kept: bytes) -> int:
 
 def answers(gallery: Any, name: str) -> dict[str, Any]:
     """The responses of 3efbd78 about the collection."""
-    from index.search import compare, search
-
     from index import records
+    from index.search import compare, search
 
     queries = unit(4, DIMENSIONS, 3)
 
@@ -391,10 +390,10 @@ def collection_answers(client: Any, name: str, queries: dict[str, bytes]) -> dic
 
 def write_state(out: Path) -> None:
     from fastapi.testclient import TestClient
-    from index.jobs import Worker
 
     from app.main import create_app
     from app.settings import Settings
+    from index.jobs import Worker
 
     Worker.claim = lambda self: None  # type: ignore[method-assign]  # bulk jobs wait
     pictures = photos()

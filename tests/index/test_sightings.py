@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -105,3 +108,43 @@ def test_damaged_rows_are_reported(doors: EmbeddedGallery) -> None:
     faults = " ".join(find_faults(doors))
     assert "1 vectors of sightings do not fit" in faults
     assert "1 sightings are in another collection" in faults
+
+
+# Adds sightings with keys from `sys.argv[2]` on, and prints the token of each that is acknowledged.
+ADDING = """
+import itertools, sys, time
+from pathlib import Path
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.sightings.sightings import Sightings
+from index.sightings import NewSighting
+
+sightings = Sightings(EmbeddedGallery(Path(sys.argv[1])))
+for number in itertools.count(int(sys.argv[2])):
+    now = time.time()
+    new = NewSighting(f"camera-{number}", now, now, 1, crop=bytes(1000))
+    change = sightings.add.planned("doors", new).then(lambda stored: stored.token)
+    print(number, change.once(f"key-{number}", b"%d" % number, str, str).submit().result(), flush=True)
+"""
+
+
+def test_kills_lose_no_sighting_and_repeat_none(tmp_path: Path) -> None:
+    with closing(EmbeddedGallery(tmp_path / "gallery")) as gallery:
+        gallery.create("doors", "face-embedder", "f1", DIMENSIONS)
+    acknowledged: dict[int, str] = {}
+    for kill in range(3):
+        # Requests of which the client has heard nothing, and some that were acknowledged, are sent again.
+        first = max(0, len(acknowledged) - 5)
+        command = [sys.executable, "-c", ADDING, str(tmp_path / "gallery"), str(first)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(20 + 7 * kill):
+                number, token = process.stdout.readline().split()
+                assert acknowledged.setdefault(int(number), token) == token
+            process.send_signal(signal.SIGKILL)
+    with closing(EmbeddedGallery(tmp_path / "gallery")) as gallery:
+        stored = Sightings(gallery).page("doors", limit=10_000)
+        assert list(find_faults(gallery)) == []
+    cameras = {row.camera: row.token for row in stored}
+    assert len(cameras) == len(stored)
+    assert {f"camera-{number}": token for number, token in acknowledged.items()}.items() <= cameras.items()
+    assert [row.camera for row in stored] == [f"camera-{number}" for number in range(len(stored))]

@@ -37,9 +37,10 @@ from index.embedded.store import erasure_records, migrations, vector_records
 from index.embedded.store.ledger import Ledger, Write
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
-from index.embedded.tasks.maintenance import LEASE_S, Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
+from index.engine.maintenance import LEASE_S
 from index.errors import CorruptError, GalleryError, NotFoundError
 from index.types import Collection, Floats, NewFace
 from tests.soak.power_cut_vfs import Disk, PowerCutVFS

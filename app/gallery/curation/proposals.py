@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from app.errors import Unprocessable
 from app.faces.service import operating_point, operating_threshold
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
+from app.gallery.curation.request_bodies import Numbers
 from app.gallery.curation.schemas import (
     ClusterParams,
-    ClusterRequest,
     ClusterResponse,
     DuplicatePage,
     DuplicateParams,
@@ -28,6 +29,7 @@ from index.protocol import Storage
 from index.types import Collection, Floats, SubjectVectors
 from index.validation import unit_vectors
 
+MOST_EMBEDDINGS = 5000
 CANDIDATES = 10  # subjects that each subject is compared with
 
 
@@ -57,18 +59,20 @@ class Proposals(GalleryAccess):
             operating_point=operating_point(params.fmr, matching, threshold),
         )
 
-    async def clusters(self, body: ClusterRequest, params: ClusterParams) -> ClusterResponse:
+    async def clusters(self, numbers: Numbers, params: ClusterParams) -> ClusterResponse:
         """Return proposed clusters of embeddings; nothing is stored.
 
         Raises:
-            UnknownModel. Unprocessable: the model is not calibrated, or the embeddings are not its.
+            UnknownModel. Unprocessable: the model is not calibrated, or these are not at most 5,000 embeddings of it.
         """
         model = (await self._embedder.pipeline(params.model)).embedder
         matching, _ = operating_threshold(model.card, 0.001)
         shift = logit(params.prior) - logit(matching.prior)
 
         def compute() -> ClusterResponse:
-            vectors = unit_vectors(body.embeddings, model.dimensions)
+            vectors = unit_vectors(_by_vector(numbers, model.dimensions), model.dimensions)
+            if len(vectors) > MOST_EMBEDDINGS:
+                raise InvalidError(f"expected at most {MOST_EMBEDDINGS} embeddings, got {len(vectors)}")
             labels = cluster(vectors, matching.slope, matching.intercept + shift)
             groups = [np.flatnonzero(labels == number).tolist() for number in range(labels.max() + 1)]
             return ClusterResponse(
@@ -91,7 +95,7 @@ def near_pairs(
     rows = [row for row in storage.curation.subject_vectors(collection.name, ids) if len(row.vectors)]
     if not rows:
         return []
-    means = np.concatenate([_mean(row)[None] for row in rows])
+    means = np.concatenate([mean_vector(row)[None] for row in rows])
     matches = storage.searches.search(collection.name, means, CANDIDATES + 1, fingerprint=collection.fingerprint)
     others = {
         row.subject.id: sorted({match.subject.id for match in found if match.subject.id > row.subject.id})
@@ -104,11 +108,18 @@ def near_pairs(
         (row, known[number])
         for row in rows
         for number in others[row.subject.id]
-        if number in known and _mean(row) @ _mean(known[number]) >= similarity
+        if number in known and mean_vector(row) @ mean_vector(known[number]) >= similarity
     ]
 
 
-def _mean(row: SubjectVectors) -> Floats:
+def _by_vector(numbers: Numbers, dimensions: int) -> npt.ArrayLike:
+    """Return numbers that may be one after the other as vectors [N, D]."""
+    if isinstance(numbers, np.ndarray) and not len(numbers) % dimensions:
+        return numbers.reshape(-1, dimensions)
+    return numbers
+
+
+def mean_vector(row: SubjectVectors) -> Floats:
     """Return the mean of the subject's vectors, scaled to length 1; zeros if it has none."""
     mean = row.vectors.sum(axis=0)
     return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)
@@ -122,7 +133,7 @@ def _likely_duplicate(pair: tuple[SubjectVectors, SubjectVectors]) -> LikelyDupl
         subjects=(first.subject.key, second.subject.key),
         names=(first.subject.name, second.subject.name),
         faces=(first.faces[int(row)], second.faces[int(column)]),
-        distance=max(0.0, 1 - float(_mean(first) @ _mean(second))),
+        distance=max(0.0, 1 - float(mean_vector(first) @ mean_vector(second))),
     )
 
 

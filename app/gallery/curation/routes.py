@@ -8,9 +8,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from app import errors
 from app.auth.scopes import ENROL, INFER
+from app.gallery.curation.request_bodies import CLUSTER_BODY, read_vectors
 from app.gallery.curation.schemas import (
     ClusterParams,
-    ClusterRequest,
     ClusterResponse,
     DuplicatePage,
     DuplicateParams,
@@ -53,6 +53,7 @@ CLUSTERING = errors.describe(
     errors.InvalidParameters,
     errors.UnknownModel,
     errors.Unprocessable,
+    errors.UnsupportedMediaType,
     errors.Overloaded,
     errors.NotReady,
 )
@@ -108,13 +109,11 @@ async def duplicates(
     return await gallery_service(request).proposals.duplicates(collection, params, request.state.caller)
 
 
-@router.post("/cluster/embeddings", dependencies=INFER, responses=CLUSTERING)
+@router.post("/cluster/embeddings", dependencies=INFER, responses=CLUSTERING, openapi_extra=CLUSTER_BODY)
 @counts_toward_capacity
-async def clusters(
-    request: Request, params: Annotated[ClusterParams, Query()], body: ClusterRequest
-) -> ClusterResponse:
+async def clusters(request: Request, params: Annotated[ClusterParams, Query()]) -> ClusterResponse:
     """Propose clusters of embeddings, each of one person; nothing is stored."""
-    return await gallery_service(request).proposals.clusters(body, params)
+    return await gallery_service(request).proposals.clusters(await read_vectors(request), params)
 
 
 @router.get(

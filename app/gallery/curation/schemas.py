@@ -99,9 +99,13 @@ class ClusterParams(Schema):
 
 
 class ClusterRequest(Schema):
-    """The body of `POST /cluster/embeddings`: embeddings of one model."""
+    """The body of `POST /cluster/embeddings`: up to 5,000 embeddings of one model.
 
-    embeddings: Annotated[list[Vector], Field(min_length=1, max_length=5000, fail_fast=True)]
+    Either lists of numbers, at most 16,384 in all, or one base64 text of all embeddings, one after the other, as
+    little-endian float32.
+    """
+
+    embeddings: Annotated[list[Vector], Field(min_length=1, max_length=5000, fail_fast=True)] | str
 
 
 class ClusterResponse(Schema):

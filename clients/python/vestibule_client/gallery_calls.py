@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -263,11 +264,12 @@ def duplicates(collection: str, *, fmr: float = 0.00003, after: str = "", limit:
 def cluster_embeddings(
     embeddings: Iterable[Sequence[float]], *, model: str | None = None, prior: float = 0.01
 ) -> Call[Clusters]:
-    """Propose clusters of embeddings, each of one person, for a person to name.
+    """Propose clusters of up to 5,000 embeddings, each of one person, for a person to name.
 
     `prior` is the share of all pairs of faces that are expected to show one person.
     """
-    body = {"embeddings": [list(embedding) for embedding in embeddings]}
+    numbers = [number for embedding in embeddings for number in embedding]
+    body = {"embeddings": base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()}
     return Call("POST", "/cluster/embeddings", Clusters, query={"model": model, "prior": prior}, json=body)
 
 

@@ -42,6 +42,9 @@ class Reassignments:
     through: int
 
 
+NO_REASSIGNMENTS = Reassignments(np.empty(0, np.int64), np.empty(0, np.int64), 0)
+
+
 @dataclass(frozen=True)
 class SegmentRecord:
     """A segment's file, which holds the collection's faces from `first_face` to `last_face`.

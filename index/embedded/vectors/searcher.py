@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.store.vector_records import FaceVectors, Reassignments
+from index.embedded.store.vector_records import NO_REASSIGNMENTS, FaceVectors, Reassignments
 from index.embedded.vectors import ivf
 from index.embedded.vectors.segment import Segment
 from index.types import Floats, Ints
@@ -206,7 +206,7 @@ class VectorSearcher:
         index: ivf.Ivf | None,
         indexed: int,
         removed: Ints,
-        reassigned: Reassignments,
+        reassigned: Reassignments = NO_REASSIGNMENTS,
     ) -> None:
         """Replace all blocks, which are in ascending order of ids; the first `indexed` are in `index`.
 
@@ -234,7 +234,9 @@ class VectorSearcher:
                 self._recent.drop_through(int(faces[-1]))
                 self.applied_face = max(self.applied_face, int(faces[-1]))
 
-    def apply(self, added: FaceVectors, removed: Ints, through: int, reassigned: Reassignments) -> None:
+    def apply(
+        self, added: FaceVectors, removed: Ints, through: int, reassigned: Reassignments = NO_REASSIGNMENTS
+    ) -> None:
         """Apply changes of the ledger: faces after `applied_face`, then removed ids, up to removal `through`.
 
         `reassigned`: the faces whose subject changed since `applied_reassignment`.

@@ -65,7 +65,7 @@ def test_photos_are_enrolled_once_and_skipped_files_are_listed(
     assert damaged.startswith(f"{people / 'astronaut' / 'damaged.jpg'}: failed: ")
     assert total == "enrolled 3 of 5 photos of 2 subjects"
     records = [json.loads(line) for line in enrol(people, "--json").stdout.splitlines()]
-    assert [record["subject"] for record in records] == ["astronaut"] * 4 + ["hopper"]
+    assert [record["subject"] for record in records] == ["hopper"] + ["astronaut"] * 4
     assert sum(len(record.get("indexed", [])) for record in records) == 3
     with Client(live) as client:
         subjects = {subject.id: subject.faces for subject in client.subjects("folder").data}
@@ -95,3 +95,33 @@ def test_a_missing_collection_or_an_empty_folder_is_one_error(
 def test_the_subject_is_the_first_folder_or_the_name_of_the_file() -> None:
     paths = {"anna/2024/1.jpg": "anna", "anna/1.jpg": "anna", "bob.smith.jpg": "bob.smith"}
     assert {path: subject_of(ImageFile(Path("/x") / path, Path(path))) for path in paths} == paths
+
+
+def test_faces_are_grouped_by_person(live: str, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESTIBULE_URL", live)
+    with Image.open(EXAMPLES / "astronaut.jpg") as image:
+        image.crop((100, 0, 360, 260)).save(people / "astronaut" / "3.png")
+    into = tmp_path / "groups"
+    done = CliRunner().invoke(cli, ["group", str(people), "--json", "--into", str(into)])
+    assert done.exit_code == 0, done.output
+    *groups, single = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [{Path(face["file"]).name for face in group["faces"]} for group in groups] == [{"1.jpg", "2.png", "3.png"}]
+    assert [Path(face["file"]).name for face in single["faces"]] == ["hopper.jpg"]
+    assert "coffee.jpg: no face was found" in done.stderr
+    assert "damaged.jpg: failed" in done.stderr
+    written = [path.relative_to(into) for path in into.rglob("*.jpg")]
+    assert {path.parent.name for path in written} == {"group-0001"}
+    assert {path.stem.partition("-")[2] for path in written} == {"1", "2", "3"}
+    again = CliRunner().invoke(cli, ["group", str(people), "--into", str(into)])
+    assert (again.exit_code, again.stderr) == (1, f"vestibule: {into} already exists\n")
+    text = CliRunner().invoke(cli, ["group", str(people)])
+    assert text.stdout.startswith("group-0001  3 faces  ")
+    assert "in no group  1 faces  " in text.stdout
+
+
+def test_a_folder_without_faces_cannot_be_grouped(live: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESTIBULE_URL", live)
+    (tmp_path / "coffee.jpg").write_bytes((EXAMPLES / "coffee.jpg").read_bytes())
+    done = CliRunner().invoke(cli, ["group", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == "vestibule: 0 faces; from 1 to 5000 can be grouped"

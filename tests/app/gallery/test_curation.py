@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_likely_duplicates(gallery: TestClient) -> None:
         pages += page["data"]
         after = page["next"]
     assert pages == [pair]
-    gallery.app.state.gallery._feedback.add(  # type: ignore[attr-defined]
+    gallery.app.state.gallery._feedback.add(
         "doors", "twin", np.eye(1, gallery.get(DOORS).json()["dimensions"], dtype=np.float32)
     )
     assert gallery.get(f"{DOORS}/duplicates", params={"fmr": 0.001}).json()["data"] == []
@@ -194,8 +195,21 @@ def test_collection_without_faces_has_no_duplicates(running: TestClient) -> None
 def test_clusters_of_embeddings(gallery: TestClient) -> None:
     directions = np.eye(3, gallery.get(DOORS).json()["dimensions"])
     body = {"embeddings": directions[[0, 1, 1, 2, 1]].tolist()}
-    found = post(gallery, "/cluster/embeddings", body)
+    found = post(gallery, "/cluster/embeddings", body, prior=0.5)
     assert (found["clusters"], found["single"]) == ([[1, 2, 4]], [0, 3])
+    assert post(gallery, "/cluster/embeddings", body)["single"] == [0, 1, 2, 3, 4]  # unlikely by this calibration
     assert found["model"] == gallery.get(DOORS).json()["embedder"]
-    for invalid, params in (({"embeddings": [[1.0]]}, {}), (body, {"prior": 1}), ({"embeddings": []}, {})):
-        assert gallery.post("/cluster/embeddings", json=invalid, params=params).status_code == 422
+    packed = {"embeddings": base64.b64encode(np.asarray(body["embeddings"], "<f4").tobytes()).decode()}
+    assert post(gallery, "/cluster/embeddings", packed, prior=0.5) == found
+    many = {"embeddings": base64.b64encode(np.ones((5001, directions.shape[1]), "<f4").tobytes()).decode()}
+    for invalid, status in (
+        ({"embeddings": [[1.0]]}, 422),
+        ({"embeddings": "AAAAAA=="}, 422),
+        (many, 422),
+        ({"embeddings": "AAA="}, 400),
+        ({"embeddings": []}, 400),
+        ({}, 400),
+    ):
+        assert gallery.post("/cluster/embeddings", json=invalid).status_code == status
+    assert gallery.post("/cluster/embeddings", json=body, params={"prior": 1}).status_code == 422
+    assert gallery.post("/cluster/embeddings", content=b"x").status_code == 415

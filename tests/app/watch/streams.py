@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -22,12 +22,14 @@ def encode_video(images: list[Image.Image], *, fps: int = 10, format: str = "mpe
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format) as container:
         stream = container.add_stream(codec, rate=fps)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = images[0].size
         stream.pix_fmt = "yuv420p"
         stream.gop_size = 5
         stream.bit_rate = 4_000_000
         for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+            frame = av.VideoFrame.from_image(image)  # type: ignore[no-untyped-call]
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()
 
@@ -54,7 +56,7 @@ def streaming(send: Send, media_type: str = "video/mp2t") -> Iterator[str]:
             self.send_header("content-type", media_type)
             self.end_headers()
             try:
-                send(self.wfile, next(numbers))
+                send(cast("BinaryIO", self.wfile), next(numbers))
             except (BrokenPipeError, ConnectionResetError):
                 return
 

@@ -7,10 +7,10 @@ import io
 import pytest
 from PIL import Image
 
-from app.watch.decisions import Decision, better
-from app.watch.frames import Frame
-from app.watch.passages import GAP_S, Passage, Passages, adjacent
+from app.watch.decisions import PassageDecision, better
+from app.watch.passages import GAP_S, Passages, TrackedPassage, adjacent
 from app.watch.shots import LARGEST_CROP, MOST_SHOTS, BestShots, crop_jpeg, score_of
+from app.watch.source.frames import Frame
 from app.watch.tracker import Track
 from tests.app.watch.faces import detected
 
@@ -19,11 +19,11 @@ def frame(time: float) -> Frame:
     return Frame(time, lambda: Image.new("RGB", (640, 480)))
 
 
-def decision(status: str = "unknown", subject: str | None = None) -> Decision:
-    return Decision(status, subject, None, 0.5, 0.6, 0.4, 3, [])
+def decision(status: str = "unknown", subject: str | None = None) -> PassageDecision:
+    return PassageDecision(status, subject, None, 0.5, 0.6, 0.4, 3, [])
 
 
-def seen(passages: Passages, track: Track, times: list[float], **quality: object) -> Passage:
+def seen(passages: Passages, track: Track, times: list[float], **quality: object) -> TrackedPassage:
     """Observe a face of the track at these times."""
     for time in times:
         face = detected(**quality)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from app.watch import reader as reader_module
-from app.watch.frames import Frame, SourceError, SourceUnusableError
-from app.watch.reader import FrameReader, backoff
+from app.watch.source import reader as reader_module
+from app.watch.source.frames import Frame, SourceError, SourceUnusableError
+from app.watch.source.reader import FrameReader, backoff
 from tests.app.conftest import until
 
 WAIT_S = 60.0

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.watch import frames as frames_module
-from app.watch.frames import FrameError, SourceUnusableError
-from app.watch.recordings import AnimatedImage, FrameFolder, Playback
-from app.watch.sources import display_name, open_source
-from app.watch.video import Video
+from app.watch.source import frames as frames_module
+from app.watch.source.frames import FrameError, SourceUnusableError
+from app.watch.source.recordings import AnimatedImage, FrameFolder, Playback
+from app.watch.source.selection import display_name, open_source
+from app.watch.source.video import Video
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 
 
 def animation(path: Path, durations: list[int]) -> Path:
     stills = [Image.new("RGB", (64, 48), colour) for colour in COLOURS]
-    options = {"quality": 100} if path.suffix == ".webp" else {}
+    options: dict[str, Any] = {"quality": 100} if path.suffix == ".webp" else {}
     stills[0].save(path, save_all=True, append_images=stills[1:], duration=durations, loop=0, **options)
     return path
 

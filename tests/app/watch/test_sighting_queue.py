@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.watch import sighting_queue
-from app.watch.decisions import Decision, PendingSighting
+from app.watch.decisions import PassageDecision, PendingSighting
 from app.watch.sighting_queue import QueueError, SightingQueue
 
 
@@ -29,7 +29,7 @@ def test_sightings_are_kept_in_order_over_a_restart(tmp_path: Path) -> None:
         entry = queue.first()
         assert entry is not None
         assert entry.sighting == pending("a")
-        match = Decision("match", "anna", "Anna", 0.99, 0.2, 0.4, 5, [])
+        match = PassageDecision("match", "anna", "Anna", 0.99, 0.2, 0.4, 5, [])
         decided = entry.sighting.model_copy(update={"decision": match, "decided": True})
         queue.update(entry, decided)
         again = queue.first()

@@ -102,7 +102,7 @@ def test_random_walks_at_a_distance_are_never_mixed(seed: int) -> None:
     """Five people walk in lanes and are detected in 80 % of the frames: no track has faces of two of them."""
     random = np.random.default_rng(seed)
     speeds = random.uniform(-0.1, 0.1, 5)
-    tracker, owners = Tracker(), {}
+    tracker, owners = Tracker(), dict[int, int]()
     kept: list[Track] = []  # so that ids stay unique
     for index in range(60):
         people = [person for person in range(5) if random.random() < 0.8]

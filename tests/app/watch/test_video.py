@@ -14,12 +14,12 @@ import pytest
 
 pytest.importorskip("av", reason="PyAV is in the extra `watch`")
 
-from app.watch import reader as reader_module
-from app.watch import video
-from app.watch.frames import FrameError, SourceError, SourceUnusableError
-from app.watch.reader import FrameReader
-from app.watch.sources import open_source
-from app.watch.video import Lateness
+from app.watch.source import reader as reader_module
+from app.watch.source import video
+from app.watch.source.frames import FrameError, SourceError, SourceUnusableError
+from app.watch.source.reader import FrameReader
+from app.watch.source.selection import open_source
+from app.watch.source.video import Lateness
 from tests.app.conftest import until
 from tests.app.watch.streams import encode_video, pictures, streaming
 
@@ -176,7 +176,7 @@ def test_a_stream_may_change_its_resolution() -> None:
 
 
 def test_frames_with_too_many_pixels_are_errors_of_one_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.watch.frames.MAX_PIXELS", 1000)
+    monkeypatch.setattr("app.watch.source.frames.MAX_PIXELS", 1000)
     path = tmp_path / "clip.mp4"
     path.write_bytes(encode_video(pictures(3), format="mp4"))
     frame = next(open_source(str(path)).frames())

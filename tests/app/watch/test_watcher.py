@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,14 +22,15 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.settings import PROJECT
-from app.watch import delivery, reader
+from app.watch import delivery
 from app.watch.delivery import PERMANENT
 from app.watch.events import Events
 from app.watch.recognition import Recognition
-from app.watch.recordings import FrameFolder
 from app.watch.settings import WatchSettings
 from app.watch.sighting_queue import SightingQueue
-from app.watch.watcher import Watcher
+from app.watch.source import reader
+from app.watch.source.recordings import FrameFolder
+from app.watch.watcher import CameraWatcher
 from vestibule_client import NEVER, AsyncClient, Client, NotFound, Unprocessable, Unreachable
 
 EXAMPLES = PROJECT / "examples"
@@ -59,9 +62,9 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def collection(live: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def collection(live: str) -> Iterator[str]:
     """A collection that knows the astronaut."""
-    name = f"watch-{request.node.name.replace('_', '-')}"[:60]
+    name = f"watch-{secrets.token_hex(4)}"
     with Client(live, timeout=TIMEOUT_S) as client:
         client.create_collection(name)
         client.enrol(name, "astronaut", EXAMPLES / "astronaut.jpg")
@@ -146,7 +149,7 @@ class Camera:
         self.client = AsyncClient(url, timeout=TIMEOUT_S, retries=NEVER, transport=self.transport)
         self.recognition = Recognition(self.client, WatchSettings("door", collection))
         events = Events("door", self.lines.append, as_json=True)
-        self.watcher = Watcher(FrameFolder(folder), self.recognition, queue, events, fps=10)
+        self.watcher = CameraWatcher(FrameFolder(folder), self.recognition, queue, events, fps=10)
 
     async def run(self) -> None:
         async with self.client:
@@ -231,25 +234,40 @@ def test_sightings_older_than_a_day_are_dropped(
         assert len(camera.events("sightings_lost")) == camera.watcher.metrics.counts.lost == 2
 
 
+def test_a_full_disk_loses_sightings_and_not_the_watcher(
+    live: str, walk: Path, collection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SightingQueue(tmp_path / "queue") as queue:
+
+        def fail(_: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(queue, "add", fail)
+        camera = Camera(live, walk, collection, queue)
+        asyncio.run(camera.run())
+    assert [event["detail"] for event in camera.events("sightings_lost")] == ["No space left on device"] * 2
+
+
 def test_sigterm_stores_the_people_in_view(live: str, walk: Path, collection: str, tmp_path: Path) -> None:
     many = tmp_path / "many"
     many.mkdir()
     for index in range(1200):
         (many / f"{index:04}.png").hardlink_to(walk / "3.png")
-    process = subprocess.Popen(
+    watcher = subprocess.Popen(
         [sys.executable, "-m", "app.cli.main", "watch", str(many), "--camera", "door", "--collection", collection,
          "--realtime", "--timeout", str(TIMEOUT_S), "--queue", str(tmp_path / "queue")],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "VESTIBULE_URL": live}, cwd=PROJECT,
     )  # fmt: skip
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if '"answer"' in line and '"match"' in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    lines += process.stdout.read().splitlines()
-    assert process.wait(TIMEOUT_S) == 0
+    with watcher as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if '"answer"' in line and '"match"' in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        lines += process.stdout.read().splitlines()
+        assert process.wait(TIMEOUT_S) == 0
     text = "\n".join(line.strip() for line in lines)
     stored, (summary,) = events_of(text, "sighting"), events_of(text, "summary")[-1:]
     # On a slow machine a sighting may be stored only at the next start.
@@ -283,7 +301,7 @@ def test_errors_are_one_line(
 
 
 def test_the_watcher_does_not_import_torch() -> None:
-    code = "import sys, app.watch.watcher, app.watch.sources, app.cli.main; print('torch' in sys.modules)"
+    code = "import sys, app.watch.watcher, app.watch.source.selection, app.cli.main; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     assert done.stdout.strip() == "False"
 

@@ -13,6 +13,7 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.curation.curation import Curation
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
+from index.embedded.store import vector_records
 from index.errors import LockedError, NotFoundError
 from index.operator_key import OperatorKey
 from index.types import NewFace
@@ -173,3 +174,12 @@ def test_erasing_the_kept_subject_erases_the_merge_in_all_files(gallery: Embedde
     assert gallery.receipt(receipt.token).erased_at is not None
     content = folder_bytes(tmp_path)
     assert not any(text in content for text in (b"absorbed-own-id", b"Ferdinandea Isabella", b"of nobody else"))
+
+
+def test_export_leaves_out_suspended_rejections(gallery: EmbeddedGallery) -> None:
+    (rejected, stranger) = vectors(2)
+    gallery.enrol("doors", [NewFace("p0", rejected), NewFace("p1", vectors(2, seed=1)[0])], "f1")
+    Feedback(gallery).add("doors", "p1", np.stack([rejected, stranger]))
+    Curation(gallery).merge("doors", "p0", ["p1"])
+    with gallery.ledger.snapshot() as db:
+        assert len(vector_records.rejection_records(db, gallery.collection("doors").id, 0, 10, 0.0)) == 1

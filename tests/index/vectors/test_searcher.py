@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index.embedded.store.vector_records import FaceVectors
+from index.embedded.store.vector_records import FaceVectors, Reassignments
 from index.embedded.vectors import ivf
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.searcher import ScatteredRows, VectorSearcher
@@ -133,3 +133,22 @@ def test_scattered_rows_are_those_of_the_arrays() -> None:
     indices = np.array([rng.integers(len(arrays[number])) for number in numbers])
     expected = [arrays[number][index] for number, index in zip(numbers, indices, strict=True)]
     assert (ScatteredRows(arrays).take(numbers, indices) == np.array(expected)).all()
+
+
+def test_reassigned_faces_have_their_new_subjects(searcher: VectorSearcher) -> None:
+    """Faces in blocks and recent ones; removed and unknown faces are left out."""
+    faces = [3, 250, IN_BLOCKS + 2, IN_BLOCKS + 5, 99_999]
+    removed = np.array([250, IN_BLOCKS + 5], np.int64)
+    searcher.apply(rows(0, 0), removed, 1)
+    subjects = np.arange(70_000, 70_005)
+    searcher.apply(rows(0, 0), NONE, 1, Reassignments(np.array(faces, np.int64), subjects, 9))
+    assert searcher.applied_reassignment == 9
+    everything = searcher.search(rows(10_000, 1).vectors, 10_000, 1000, 10_000)
+    owners = dict(zip(everything.faces[0].tolist(), everything.subjects[0].tolist(), strict=True))
+    similarities = dict(zip(everything.faces[0].tolist(), everything.similarities[0].tolist(), strict=True))
+    assert (owners[3], owners[IN_BLOCKS + 2]) == (70_000, 70_002)
+    assert sum(owner >= 70_000 for owner in owners.values()) == 2
+    assert all(similarities.get(face, -np.inf) == -np.inf for face in removed.tolist())
+    searcher.replace_blocks(BLOCKS, None, 0, removed, Reassignments(np.array([4], np.int64), subjects[:1], 10))
+    (nearest,) = searcher.search(BLOCKS[0].vectors[3:4], 1, 1, 1).subjects[0].tolist()  # the face 4
+    assert nearest == 70_000

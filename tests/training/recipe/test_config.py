@@ -18,8 +18,10 @@ from training.recipe.words_config import WordsRecipe
 
 RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))
 # Of those that are no classifier's.
-AUTOENCODERS = ("ae-mnist", "cvae-mnist", "vae-denoiser-mnist", "denoiser-mnist", "denoiser-photo", "vae-faces")
-AUTOENCODERS += ("vae-faces-perceptual",)
+AUTOENCODERS = (
+    "ae-mnist", "cvae-mnist", "vae-denoiser-mnist", "denoiser-mnist", "denoiser-photo", "vae-faces",
+    "vae-faces-perceptual",
+)  # fmt: skip
 FORMS: dict[str, type[Any]] = {
     **dict.fromkeys((path.stem for path in RECIPES if path.stem.startswith(("face-", "mobilefacenet-"))), EmbedRecipe),
     "names": WordsRecipe,

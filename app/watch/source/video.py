@@ -7,9 +7,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from app.watch.frames import Frame, FrameError, SourceError, SourceUnusableError, checked_size, seen_at
+from app.watch.source.frames import Frame, FrameError, SourceError, SourceUnusableError, checked_size, seen_at
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -137,7 +137,6 @@ def to_image(frame: VideoFrame) -> Image.Image:
     """
     checked_size(frame.width, frame.height)
     try:
-        image: Any = frame.to_image()
+        return cast("Image.Image", frame.to_image())  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise FrameError(f"a frame of {frame.format.name} cannot be converted") from error
-    return image  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
-from app.watch.frames import Frame, Source, SourceError, SourceUnusableError
+from app.watch.source.frames import Frame, Source, SourceError, SourceUnusableError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 # The wait starts from FIRST_WAIT_S again after a source has worked for this long.

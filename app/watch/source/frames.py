@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cached_property
+from time import monotonic
+from time import time as unix_time
 from typing import Protocol
 
 from PIL import Image
@@ -36,8 +37,8 @@ class Frame:
 
     time: float
     load: Callable[[], Image.Image]
-    seen_at: float = field(default_factory=time.time)
-    read_at: float = field(default_factory=time.monotonic)
+    seen_at: float = field(default_factory=unix_time)
+    read_at: float = field(default_factory=monotonic)
 
     @cached_property
     def image(self) -> Image.Image:
@@ -71,7 +72,7 @@ def seen_at(begun_at: float, media_time: float) -> float:
 
     A recording that is read faster than it was recorded has no frame in the future.
     """
-    return min(begun_at + media_time, time.time())
+    return min(begun_at + media_time, unix_time())
 
 
 def checked_size(width: int, height: int) -> tuple[int, int]:

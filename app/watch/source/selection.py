@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from app.watch.frames import Source, SourceUnusableError
-from app.watch.recordings import ANIMATED, FOLDER_FPS, AnimatedImage, FrameFolder, Playback
-from app.watch.video import NETWORK_OPTIONS, Video
+from app.watch.source.frames import Source, SourceUnusableError
+from app.watch.source.recordings import ANIMATED, FOLDER_FPS, AnimatedImage, FrameFolder, Playback
+from app.watch.source.video import NETWORK_OPTIONS, Video
 
 SCHEMES = frozenset({"rtsp", "rtsps", "http", "https"})
 ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[^/?#]*@)?(?P<rest>[^?#]*)", re.IGNORECASE)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.watch.frames import Frame, FrameError, Source, SourceUnusableError, checked_size, seen_at
+from app.watch.source.frames import Frame, FrameError, Source, SourceUnusableError, checked_size, seen_at
 
 ANIMATED = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG"}
 STILLS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
