@@ -95,11 +95,11 @@ def routes_with_parsed_json(service: FastAPI) -> Iterator[tuple[str, str]]:
 
 
 def test_the_endpoints_that_read_their_own_bodies(service: FastAPI) -> None:
-    """Those that compute, which test_load_shedding.py lists, except those that generate images."""
+    """Those that compute, which test_load_shedding.py lists, except those that generate images or store a sighting."""
     routes = RouteTable(service).all
     computing = {route.route.path for route in routes if route.counts_toward_capacity}
     own = {route.route.path for route in routes if route.reads_own_body}
-    assert own == computing - {"/generate", "/generate/interpolate", "/v1/images/generations"}
+    assert own == computing - {"/generate", "/generate/interpolate", "/v1/images/generations", "/sightings"}
 
 
 @pytest.mark.parametrize(

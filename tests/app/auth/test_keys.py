@@ -214,7 +214,10 @@ def test_commands_create_list_and_revoke_keys(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["create", "x", "--scope", "everything"], "unknown scope everything; there are infer, enrol, admin"),
+        (
+            ["create", "x", "--scope", "everything"],
+            "unknown scope everything; there are infer, enrol, observe, review, admin",
+        ),
         (["create", "", "--scope", "infer"], "expected a name"),
         (["create", "a\nb", "--scope", "infer"], "expected a name"),
         (["create", "x" * 65, "--scope", "infer"], "expected a name"),

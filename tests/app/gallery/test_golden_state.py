@@ -187,7 +187,8 @@ def test_without_the_operators_key_plain_collections_and_receipts_are_read(tmp_p
         locked = client.post("/search?collection=sealed-crops", content=portrait("grace"), headers=JPEG)
         assert (locked.status_code, locked.json()["type"]) == (503, "urn:vestibule:problem:collection-locked")
         assert client.get(f"/erasures/{WRITTEN['erasure']['id']}").json() == WRITTEN["erasure"] | {
-            "backups_until": None
+            "backups_until": None,
+            "sightings": 0,
         }
 
 

@@ -51,7 +51,7 @@ EXPECTED: dict[str, str] = {
         GET /v2  POST /v2/repository/index  GET /v2/models/{name}
         GET /v2/models/{name}/versions/{version}  GET /v2/models/{name}/ready
         GET /v2/models/{name}/versions/{version}/ready  POST /v2/models/{name}/infer
-        POST /v2/models/{name}/versions/{version}/infer
+        POST /v2/models/{name}/versions/{version}/infer  POST /search/embeddings  POST /cluster/embeddings
     """,
     "enrol": """
         GET /collections  PUT /collections/{collection}  GET /collections/{collection}
@@ -69,9 +69,20 @@ EXPECTED: dict[str, str] = {
         DELETE /collections/{collection}/reembed  GET /erasures/{receipt}
         GET /collections/{collection}/sighting-settings  PUT /collections/{collection}/sighting-settings
         DELETE /sightings/{sighting}
+        POST /collections/{collection}/subjects/{subject}/merge  GET /collections/{collection}/merges
+        POST /collections/{collection}/merges/{merge}/undo  POST /collections/{collection}/faces/move
+        GET /collections/{collection}/duplicates  GET /collections/{collection}/faces/{face}/crop
+        POST /collections/{collection}/calibrations  GET /collections/{collection}/calibrations
+        GET /collections/{collection}/calibrations/{calibration}
+        GET /collections/{collection}/calibration  PUT /collections/{collection}/calibration
+        POST /alerts/rules  GET /alerts/rules  GET /alerts/rules/{rule}  PUT /alerts/rules/{rule}
+        DELETE /alerts/rules/{rule}  POST /alerts/{alert}/resend
     """,
     "observe": "POST /sightings",
-    "review": "GET /sightings  GET /sightings/{sighting}  GET /sightings/{sighting}/crop",
+    "review": """
+        GET /sightings  GET /sightings/{sighting}  GET /sightings/{sighting}/crop
+        GET /alerts  GET /alerts/{alert}  GET /alerts/stream
+    """,
     "admin": "POST /models/{name}/reload  GET /metrics",
 }
 

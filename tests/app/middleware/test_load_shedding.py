@@ -29,6 +29,16 @@ LIGHT = {
     ("PUT", "/collections/{collection}"),
     ("PUT", "/collections/{collection}/subjects/{subject}"),
     ("POST", "/collections/{collection}/reembed"),
+    ("POST", "/collections/{collection}/subjects/{subject}/merge"),
+    ("POST", "/collections/{collection}/merges/{merge}/undo"),
+    ("POST", "/collections/{collection}/faces/move"),
+    ("POST", "/collections/{collection}/calibrations"),
+    ("PUT", "/collections/{collection}/calibration"),
+    ("PUT", "/collections/{collection}/sighting-settings"),
+    ("POST", "/search/embeddings"),
+    ("POST", "/alerts/rules"),
+    ("PUT", "/alerts/rules/{rule}"),
+    ("POST", "/alerts/{alert}/resend"),
 }
 HEADERS = {"host": "127.0.0.1", "content-length": "1000000"}
 ARRIVAL = BodyArrival(20.0, 100)

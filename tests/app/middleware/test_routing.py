@@ -20,7 +20,9 @@ from tests.conftest import encode, photo
 
 IMAGE = encode(photo("coffee").resize((64, 64)))
 FACE = encode(photo("astronaut").crop((150, 0, 300, 150)))
-FAST = {"/classify", "/faces/detect", "/embed", "/verify", "/denoise", "/encode", "/reconstruct", "/search"}
+FAST = {"/classify", "/faces/detect", "/embed", "/verify", "/denoise", "/encode", "/reconstruct", "/search"} | {
+    "/cluster/embeddings"
+}
 
 
 @pytest.fixture(scope="module")
