@@ -16,6 +16,7 @@ PAGES = (
     "README.md",
     "clients/python/README.md",
     "docs/alerts.md",
+    "docs/cameras.md",
     "docs/client.md",
     "docs/curation.md",
     "docs/gallery.md",

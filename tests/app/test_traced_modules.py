@@ -53,6 +53,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("app.gallery.bulk.enrolment.POLL_S", 1e6)
             patched.setattr("app.gallery.reembedding.POLL_S", 1e6)
+            patched.setattr("app.alerts.dispatcher.POLL_S", 1e6)
+            patched.setattr("app.alerts.stream.POLL_S", 1e6)
             with (
                 running_server(_server(create_app(settings), settings, lambda port: None)) as (host, port),
                 httpx.Client(base_url=f"http://{host}:{port}", timeout=120) as client,

@@ -13,7 +13,7 @@ import typer
 
 from app.settings import PROJECT
 from benchmarks.experiments import face_losses, gan_collapse, ideas
-from benchmarks.gallery import fusion
+from benchmarks.gallery import fusion, passages
 from benchmarks.gallery import peers as gallery_peers
 from benchmarks.gallery.group import Row
 from benchmarks.models import denoising
@@ -33,7 +33,7 @@ SENDING = {"Client", "AsyncClient", "get", "post", "put", "patch", "delete", "he
     [
         ("face-losses.md", {face_losses: ["report"]}),
         ("ideas.md", {ideas: ["plot"]}),
-        ("identification.md", {fusion: ["report"]}),
+        ("identification.md", {fusion: ["report"], passages: ["report"]}),
         ("gallery-peers.md", {gallery_peers: ["report"]}),
         ("serving.md", {serving_peers: ["report", "--page"], faults: ["report", "--page"]}),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.errors import DamagedImage, NotFound
-from app.faces.service import Faces
-from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
+from app.faces.service import AlignedFace, Faces
+from app.gallery.embedding_pipeline import ImageEmbedder
 from app.gallery.schemas import NewEmbedder
 from app.inference.batcher import Priority
 from app.inference.loaded_model import LoadedModel
@@ -213,21 +213,21 @@ def test_a_request_during_the_switch_uses_the_new_vectors(
     gallery: TestClient, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     enrol(gallery, "eileen")
-    embed_image = ImageEmbedder.embed_image
+    embed = ImageEmbedder._embed
     first_embedder: list[str] = []
 
-    async def then_switch(self: ImageEmbedder, pipeline: EmbeddingPipeline, data: bytes) -> Any:
-        faces = await embed_image(self, pipeline, data)
+    async def then_switch(self: ImageEmbedder, embedder: LoadedModel, faces: Sequence[AlignedFace]) -> Any:
+        embedded = await embed(self, embedder, faces)
         if not first_embedder:
-            first_embedder.append(pipeline.embedder.card.name)
+            first_embedder.append(embedder.card.name)
             reembedder = gallery.app.state.gallery.reembedder  # type: ignore[attr-defined]
             await reembedder.begin("doors", NewEmbedder(embedder="better"), None)
             with suppress(NotFound):  # it has switched
                 while await reembedder.progress("doors"):  # noqa: ASYNC110  there is no event for this
                     await asyncio.sleep(0.02)
-        return faces
+        return embedded
 
-    monkeypatch.setattr(ImageEmbedder, "embed_image", then_switch)
+    monkeypatch.setattr(ImageEmbedder, "_embed", then_switch)
     if call == "search":
         assert find(gallery, "eileen") == "better"
     elif call == "enrol":
