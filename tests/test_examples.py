@@ -21,6 +21,7 @@ PAGES = (
     "docs/curation.md",
     "docs/gallery.md",
     "docs/generate.md",
+    "docs/identification.md",
     "docs/operating.md",
     "docs/protocols.md",
     "docs/scaling.md",
