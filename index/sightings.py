@@ -126,6 +126,17 @@ class SightingFilter:
     since: float | None = None
     until: float | None = None
 
+    def values(self, subject_id: int | None) -> dict[str, str | int | float | bool | None]:
+        """Return the values of the conditions, with the id of the subject in place of its key."""
+        return {
+            "camera": self.camera,
+            "subject_id": subject_id,
+            "pseudonym": self.pseudonym,
+            "unknown": self.unknown,
+            "since": self.since,
+            "until": self.until,
+        }
+
 
 ALL_SIGHTINGS = SightingFilter()
 

@@ -4,19 +4,25 @@ ISO/IEC 19795-1: FPIR is the share of searches for people who are not enrolled t
 compared with N faces. If those comparisons are independent, FPIR = 1 - (1 - FMR)^N, which gives the FMR of the
 threshold. If a subject's similarity is that of its nearest face, N is the number of faces. With the number of subjects,
 the FPIR would be up to three times too high at five faces per subject (docs/identification.md).
+
+The thresholds are those of the embedder's card, or of a collection's calibration on site.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from index.types import Match
+from index.types import Calibration, Match
+from models.card import ModelCard
 from models.matching import Matching, Threshold
+from models.site_calibration import shift_passages
 
 # A false match rate below this share of the smallest one that was counted is beyond the calibration.
 MIN_COUNTED_SHARE = 0.1
@@ -24,6 +30,28 @@ MIN_COUNTED_SHARE = 0.1
 _MATCH_GAIN = 1e-9
 # Matches of each face that are read first, besides twice the number of candidates to return.
 SPARE_MATCHES = 8
+
+
+@dataclass(frozen=True)
+class CollectionThresholds:
+    """How similarities are interpreted: of two faces, and of the fused frames of passages; see `ModelCard`."""
+
+    matching: Matching | None
+    passages: tuple[Matching, ...]
+
+
+def collection_thresholds(card: ModelCard, calibration: Calibration | None) -> CollectionThresholds:
+    """Return the thresholds of a collection with this embedder and this calibration in use."""
+    if calibration is None or card.matching is None:
+        return CollectionThresholds(card.matching, card.passages)
+    return _of_site(card.sha256, card.matching, card.passages, calibration.data)
+
+
+@lru_cache(maxsize=64)
+def _of_site(weights: str, matching: Matching, passages: tuple[Matching, ...], data: str) -> CollectionThresholds:
+    """`weights` is the card's hash, by which the cache distinguishes cards."""
+    site = Matching.model_validate(json.loads(data)["matching"])
+    return CollectionThresholds(site, shift_passages(passages, matching, site))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import numpy as np
 from app.errors import NoFace, Unprocessable
 from app.faces.service import operating_point, threshold_at
 from app.gallery.access import conflict_as_pipeline_changed, retry_once
-from app.gallery.calibration.thresholds import CollectionThresholds
 from app.gallery.embedding_pipeline import EmbeddedFace, EmbeddingPipeline
-from app.gallery.open_set import DecisionRule
+from app.gallery.open_set import CollectionThresholds, DecisionRule
 from app.gallery.passage_schemas import FrameStatus, PassageFrame, PassageReason, PassageResponse, PassageVerification
 from app.gallery.search import Identification, distance, list_candidates, rejection_reasons, rule_operating_point
 from app.gallery.search_schemas import SearchParams, SubjectVerifyParams

@@ -11,9 +11,15 @@ from app.errors import Unprocessable
 from app.faces.schemas import DetectedFace
 from app.faces.service import calibrated, operating_point, threshold_at
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
-from app.gallery.calibration.thresholds import CollectionThresholds, collection_thresholds
 from app.gallery.embedding_pipeline import EmbeddedFace, EmbeddingPipeline
-from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
+from app.gallery.open_set import (
+    CollectionThresholds,
+    Decision,
+    DecisionRule,
+    collection_thresholds,
+    decide_by_steps,
+    rate_per_comparison,
+)
 from app.gallery.search_schemas import (
     Candidate,
     CandidateParams,

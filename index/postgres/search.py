@@ -25,10 +25,9 @@ import psycopg
 from psycopg import sql
 
 from index.postgres import hnsw
-from index.postgres.calibration import calibration_records
 from index.postgres.gallery import GalleryComponent, PostgresGallery
 from index.postgres.readers import Readers
-from index.postgres.store import face_tables, subject_records
+from index.postgres.store import collection_records, face_tables, subject_records
 from index.postgres.store.database import Connection, Row, scalar
 from index.types import Collection, Floats, Fusion, Match, SearchScope, Where
 from index.validation import ROUNDING, check_fingerprint, normalised_where, unit_vectors
@@ -221,7 +220,7 @@ class PostgresSearches(GalleryComponent):
 
         def read(db: Connection, current: Collection) -> SearchScope:
             selected = selected_counts(db, current, where) if where else None
-            calibration = calibration_records.in_use(db, current)
+            calibration = collection_records.calibration_in_use(db, current)
             return SearchScope(current, self.gallery.usage_of(db, current), selected, calibration)
 
         return self._read(collection, read)

@@ -71,7 +71,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
 @pytest.mark.usefixtures("_restore_logging")
 @pytest.mark.parametrize(
     ("path", "image", "most_behind", "most"),
-    [("/classify", IMAGE, 14, 23), ("/search?collection=c", FACE, 43, 52)],
+    [("/classify", IMAGE, 14, 23), ("/search?collection=c", FACE, 41, 50)],
 )
 def test_a_request_runs_code_of_few_modules(
     traced: tuple[httpx.Client, Tracer], path: str, image: bytes, most_behind: int, most: int

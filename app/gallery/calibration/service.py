@@ -16,7 +16,7 @@ from app.gallery.calibration.schemas import (
     CalibrationPage,
     NewCalibration,
 )
-from app.gallery.calibration.thresholds import collection_thresholds
+from app.gallery.open_set import collection_thresholds
 from index.types import Calibration, Collection, SubjectVectors
 from index.validation import read_timestamp
 from models.card import ModelCard

@@ -6,16 +6,9 @@ import secrets
 
 import apsw
 
-from index.embedded.store.ledger import Row
+from index.embedded.store.collection_records import CALIBRATION, read_calibration
 from index.errors import NotFoundError
 from index.types import Calibration, Collection
-
-_CALIBRATION = "SELECT id, token, version, fingerprint, data, created_at, in_use FROM calibrations"
-
-
-def _calibration(row: Row) -> Calibration:
-    number, token, version, fingerprint, data, created_at, is_in_use = row
-    return Calibration(number, token, version, fingerprint, data, created_at, bool(is_in_use))
 
 
 def insert(db: apsw.Connection, collection: Collection, data: str, now: float) -> Calibration:
@@ -55,19 +48,10 @@ def find(db: apsw.Connection, collection_id: int, token: str) -> Calibration:
     Raises:
         NotFoundError.
     """
-    row = db.execute(f"{_CALIBRATION} WHERE collection_id = ? AND token = ?", (collection_id, token)).fetchone()
+    row = db.execute(f"{CALIBRATION} WHERE collection_id = ? AND token = ?", (collection_id, token)).fetchone()
     if row is None:
         raise NotFoundError("there is no such calibration")
-    return _calibration(row)
-
-
-def in_use(db: apsw.Connection, collection: Collection) -> Calibration | None:
-    """Return the calibration in use for the collection's pipeline."""
-    row = db.execute(
-        f"{_CALIBRATION} WHERE collection_id = ? AND in_use AND fingerprint = ?",
-        (collection.id, collection.fingerprint),
-    ).fetchone()
-    return None if row is None else _calibration(row)
+    return read_calibration(row)
 
 
 def use(db: apsw.Connection, collection_id: int, number: int) -> None:
@@ -78,7 +62,7 @@ def use(db: apsw.Connection, collection_id: int, number: int) -> None:
 def page(db: apsw.Connection, collection_id: int, after: int, limit: int) -> list[Calibration]:
     """Return at most `limit` calibrations with versions above `after`, oldest first."""
     rows = db.execute(
-        f"{_CALIBRATION} WHERE collection_id = ? AND version > ? ORDER BY version LIMIT ?",
+        f"{CALIBRATION} WHERE collection_id = ? AND version > ? ORDER BY version LIMIT ?",
         (collection_id, after, limit),
     )
-    return [_calibration(row) for row in rows]
+    return [read_calibration(row) for row in rows]

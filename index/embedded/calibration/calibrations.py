@@ -47,7 +47,7 @@ class Calibrations(GalleryComponent):
     def in_use(self, collection: str) -> Calibration | None:
         """See `Calibrations`."""
         with self.ledger.snapshot() as db:
-            return calibration_records.in_use(db, collection_records.find(db, collection))
+            return collection_records.calibration_in_use(db, collection_records.find(db, collection))
 
     def find(self, collection: str, token: str) -> Calibration:
         """See `Calibrations`."""

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 
 import apsw
 
-from index.embedded.calibration import calibration_records
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, subject_records, vector_records
@@ -45,7 +44,7 @@ class Searches(GalleryComponent):
         with self.ledger.snapshot() as db:
             current = collection_records.find(db, collection)
             selected = selected_counts(db, current.id, where) if where else None
-            calibration = calibration_records.in_use(db, current)
+            calibration = collection_records.calibration_in_use(db, current)
             return SearchScope(current, self.gallery.usage_of(db, current), selected, calibration)
 
     def search(

@@ -155,14 +155,7 @@ def page(
     """
     cipher = cipher_of(db, collection_id)
     subject = None if where.subject is None else subject_records.find(db, collection_id, where.subject, now)
-    values = {
-        "camera": where.camera,
-        "subject_id": None if subject is None else subject.id,
-        "pseudonym": where.pseudonym,
-        "unknown": where.unknown,
-        "since": where.since,
-        "until": where.until,
-    }
+    values = where.values(None if subject is None else subject.id)
     conditions = [text for name, text in _CONDITIONS.items() if values[name] is not None]
     conditions.append("position < :after" if newest_first else "position > :after")
     if newest_first and not after:

@@ -14,12 +14,13 @@ import apsw
 from index.embedded.encryption import insert_data_key
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError
-from index.types import Collection
+from index.types import Calibration, Collection
 from index.validation import check_key, check_object, check_timestamp, normalised, read_object
 
 _COLLECTION = (
     "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation, encrypted FROM collections"
 )
+CALIBRATION = "SELECT id, token, version, fingerprint, data, created_at, in_use FROM calibrations"
 
 
 def _collection(row: Row) -> Collection:
@@ -122,3 +123,18 @@ def totals(db: apsw.Connection) -> tuple[int, int, int]:
 def gallery_id(db: apsw.Connection) -> str:
     """Return the gallery's unique id. Backups keep it."""
     return str(db.execute("SELECT id FROM gallery").get)
+
+
+def read_calibration(row: Row) -> Calibration:
+    """Return the calibration of a row of CALIBRATION."""
+    number, token, version, fingerprint, data, created_at, is_in_use = row
+    return Calibration(number, token, version, fingerprint, data, created_at, bool(is_in_use))
+
+
+def calibration_in_use(db: apsw.Connection, collection: Collection) -> Calibration | None:
+    """Return the calibration in use for the collection's pipeline."""
+    row = db.execute(
+        f"{CALIBRATION} WHERE collection_id = ? AND in_use AND fingerprint = ?",
+        (collection.id, collection.fingerprint),
+    ).fetchone()
+    return None if row is None else read_calibration(row)

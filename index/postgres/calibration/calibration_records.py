@@ -5,10 +5,9 @@ from __future__ import annotations
 import secrets
 
 from index.errors import NotFoundError
+from index.postgres.store.collection_records import CALIBRATION
 from index.postgres.store.database import Connection
 from index.types import Calibration, Collection
-
-_CALIBRATION = "SELECT id, token, version, fingerprint, data, created_at, in_use FROM calibrations"
 
 
 def insert(db: Connection, collection: Collection, data: str, now: float) -> Calibration:
@@ -46,19 +45,10 @@ def find(db: Connection, collection_id: int, token: str) -> Calibration:
     Raises:
         NotFoundError.
     """
-    row = db.execute(_CALIBRATION + " WHERE collection_id = %s AND token = %s", (collection_id, token)).fetchone()
+    row = db.execute(CALIBRATION + " WHERE collection_id = %s AND token = %s", (collection_id, token)).fetchone()
     if row is None:
         raise NotFoundError("there is no such calibration")
     return Calibration(*row)
-
-
-def in_use(db: Connection, collection: Collection) -> Calibration | None:
-    """Return the calibration in use for the collection's pipeline."""
-    row = db.execute(
-        _CALIBRATION + " WHERE collection_id = %s AND in_use AND fingerprint = %s",
-        (collection.id, collection.fingerprint),
-    ).fetchone()
-    return None if row is None else Calibration(*row)
 
 
 def use(db: Connection, collection_id: int, number: int) -> None:
@@ -69,7 +59,7 @@ def use(db: Connection, collection_id: int, number: int) -> None:
 def page(db: Connection, collection_id: int, after: int, limit: int) -> list[Calibration]:
     """Return at most `limit` calibrations with versions above `after`, oldest first."""
     rows = db.execute(
-        _CALIBRATION + " WHERE collection_id = %s AND version > %s ORDER BY version LIMIT %s",
+        CALIBRATION + " WHERE collection_id = %s AND version > %s ORDER BY version LIMIT %s",
         (collection_id, after, limit),
     )
     return [Calibration(*row) for row in rows]

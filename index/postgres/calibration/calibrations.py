@@ -44,7 +44,7 @@ class PostgresCalibrations(GalleryComponent):
     def in_use(self, collection: str) -> Calibration | None:
         """See `Calibrations`."""
         with self.database.snapshot() as db:
-            return calibration_records.in_use(db, collection_records.find(db, collection))
+            return collection_records.calibration_in_use(db, collection_records.find(db, collection))
 
     def find(self, collection: str, token: str) -> Calibration:
         """See `Calibrations`."""

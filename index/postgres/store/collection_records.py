@@ -11,10 +11,11 @@ from psycopg import sql
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.postgres.store import face_tables
 from index.postgres.store.database import Connection, Row
-from index.types import Collection
+from index.types import Calibration, Collection
 from index.validation import check_key, check_object, check_timestamp, normalised, read_object
 
 _COLLECTION = "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation FROM collections"
+CALIBRATION = "SELECT id, token, version, fingerprint, data, created_at, in_use FROM calibrations"
 # "share": the collection cannot be dropped or re-embedded before this transaction ends; "update": nor changed at all.
 Lock = Literal["none", "share", "update"]
 _LOCKS: dict[Lock, sql.SQL] = {"none": sql.SQL(""), "share": sql.SQL(" FOR SHARE"), "update": sql.SQL(" FOR UPDATE")}
@@ -119,3 +120,12 @@ def counts(db: Connection, collection_id: int) -> tuple[int, int]:
         (collection_id,),
     ).fetchone()
     return (row[0], row[1]) if row else (0, 0)
+
+
+def calibration_in_use(db: Connection, collection: Collection) -> Calibration | None:
+    """Return the calibration in use for the collection's pipeline."""
+    row = db.execute(
+        CALIBRATION + " WHERE collection_id = %s AND in_use AND fingerprint = %s",
+        (collection.id, collection.fingerprint),
+    ).fetchone()
+    return None if row is None else Calibration(*row)
