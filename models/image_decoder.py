@@ -19,6 +19,15 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageErr
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Data sets also contain PGM and PPM.
 FILE_FORMATS = (*FORMATS, "PPM")
+# Formats that are recognised only to be named in an error. Pillow could decode AVIF, but not within limits: the header
+# need not have the size of the frame that is decoded (docs/security.md).
+_OTHER_FORMATS = (
+    ("AVIF", 4, (b"ftypavif", b"ftypavis")),
+    ("HEIC", 4, (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")),
+    ("JPEG XL", 0, (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    ("TIFF", 0, (b"II*\0", b"MM\0*")),
+    ("PDF", 0, (b"%PDF-",)),
+)
 STRIP_PIXELS = 2**20
 # Characters of a PNG's texts that are kept. XMP, which may contain the orientation, is usually shorter.
 MAX_TEXT = 2**16
@@ -32,7 +41,7 @@ class DecodeError(ValueError):
 
 
 class UnsupportedFormatError(DecodeError):
-    """The content has none of the supported formats."""
+    """The content has none of the supported formats; the message names those, and its own if it is known."""
 
 
 class TooManyPixelsError(DecodeError):
@@ -53,12 +62,23 @@ def open_image(source: BinaryIO | Path, formats: tuple[str, ...]) -> Image.Image
         image = Image.open(source, formats=formats)
         _drop_texts(image)
     except UnidentifiedImageError as error:
-        raise UnsupportedFormatError(f"none of {', '.join(formats)}") from error
+        raise UnsupportedFormatError(f"{_own_format(source)}supported are {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError("too many pixels") from error
     except Exception as error:
         raise DamagedError(f"the header cannot be read: {error}") from error
     return image
+
+
+def _own_format(source: BinaryIO | Path) -> str:
+    """Return the format of an unsupported file as the beginning of a message; empty if it is not known."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _own_format(file)
+    source.seek(0)
+    head = source.read(16)
+    names = [name for name, offset, marks in _OTHER_FORMATS if head[offset:].startswith(marks)]
+    return f"this is {names[0]}; " if names else ""
 
 
 def _drop_texts(image: Image.Image) -> None:
@@ -173,13 +193,15 @@ def read(source: BinaryIO | Path) -> Image.Image:
         return load_file(image)
 
 
-def is_image(path: Path) -> bool:
-    """Whether the content of a file has one of FILE_FORMATS."""
+def why_not_supported(path: Path) -> str | None:
+    """Return why the content of a file has none of FILE_FORMATS, or None if it has one."""
     try:
         open_image(path, FILE_FORMATS).close()
+    except TooManyPixelsError:
+        return None
     except DecodeError as error:
-        return isinstance(error, TooManyPixelsError)
-    return True
+        return str(error)
+    return None
 
 
 def _rgb(image: Image.Image, *, keep_alpha: bool) -> Image.Image:

@@ -113,7 +113,7 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
         image = image_decoder.open_image(io.BytesIO(data), FORMATS)
     except image_decoder.UnsupportedFormatError as error:
-        raise UnsupportedImage(f"accepted are {', '.join(FORMATS)}") from error
+        raise UnsupportedImage(str(error)) from error
     except image_decoder.DecodeError as error:
         raise DamagedImage("the image's header cannot be read") from error
     width, height = image.size

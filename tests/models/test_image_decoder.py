@@ -121,7 +121,7 @@ def test_images_are_recognised_by_content(tmp_path: Path) -> None:
     messages: list[str] = []
     assert [path.name for path in data.image_files(tmp_path, messages.append)] == ["a.txt", "b.jfif", "c", "d.heic"]
     assert messages == [
-        f"left out: {tmp_path / 'e.doc'}: none of JPEG, PNG, WEBP, BMP, GIF, PPM",
+        f"left out: {tmp_path / 'e.doc'}: supported are JPEG, PNG, WEBP, BMP, GIF, PPM",
         f"left out: {tmp_path / 'f.png'}: a broken link",
     ]
     (tmp_path / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")

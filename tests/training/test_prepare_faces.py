@@ -96,7 +96,7 @@ def test_photos_become_a_data_set(album: Path, folders: Path) -> None:
         "astronaut/0.png": ("kept", ""),
         "astronaut/1.png": ("kept", ""),
         "astronaut/2.png": ("kept", ""),
-        "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, GIF, PPM"),
+        "astronaut/broken.jpg": ("unreadable", "supported are JPEG, PNG, WEBP, BMP, GIF, PPM"),
         "astronaut/night.png": ("low-quality", "LOW_BRIGHTNESS"),
         "cover.png": ("no-identity", ""),
         "hopper/0.png": ("kept", ""),

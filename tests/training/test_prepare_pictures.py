@@ -83,7 +83,7 @@ def test_files_that_are_no_intact_images_are_left_out_and_named(album: Path, fol
     assert result.exit_code == 0, result.output
     lines = result.stderr.splitlines()
     assert [line.split(":")[0] for line in lines] == ["left out"] * 5
-    expected = ["link.png: a broken link", "notes.txt: none of JPEG, PNG", "cut.png: cannot be decoded"]
+    expected = ["link.png: a broken link", "notes.txt: supported are JPEG, PNG", "cut.png: cannot be decoded"]
     expected += ["text.jpg: cannot be decoded", "copy.png is a copy of 12.png"]
     assert all(part in line for part, line in zip(expected, lines, strict=True)), lines
     kept = names(folders / "data/my-cups/train")["espresso"] + names(folders / "data/my-cups/test")["espresso"]

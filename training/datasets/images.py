@@ -136,9 +136,7 @@ def why_no_image(path: Path) -> str | None:
     """Return the reason why the file is not an image, or None if it is one, even if damaged."""
     if not path.is_file():  # reading a pipe would block
         return "a broken link" if path.is_symlink() and not path.exists() else "not a file"
-    if path.suffix.lower() in IMAGE_SUFFIXES or image_decoder.is_image(path):
-        return None
-    return f"none of {', '.join(image_decoder.FILE_FORMATS)}"
+    return None if path.suffix.lower() in IMAGE_SUFFIXES else image_decoder.why_not_supported(path)
 
 
 def _folder(root: Path) -> SplitSource:

@@ -133,10 +133,36 @@ def test_limits_of_bytes_and_pixels() -> None:
     assert decode(bad_inputs.coffee(), ImageLimits(bytes=2**20, pixels=240_000)).size == (600, 400)
 
 
-@pytest.mark.parametrize("format", ["TIFF", "PPM", "ICO"])
-def test_other_formats_are_refused(format: str) -> None:
-    with pytest.raises(UnsupportedImage):
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [
+        ("TIFF", "this is TIFF; supported are JPEG, PNG, WEBP, BMP, GIF"),
+        ("AVIF", "this is AVIF; supported are JPEG, PNG, WEBP, BMP, GIF"),
+        ("PDF", "this is PDF; supported are JPEG, PNG, WEBP, BMP, GIF"),
+        ("PPM", "supported are JPEG, PNG, WEBP, BMP, GIF"),
+        ("ICO", "supported are JPEG, PNG, WEBP, BMP, GIF"),
+    ],
+)
+def test_other_formats_are_refused_and_named_if_they_are_known(format: str, message: str) -> None:
+    with pytest.raises(UnsupportedImage) as raised:
         decode(encode(Image.new("RGB", (16, 16)), format), LIMITS)
+    assert raised.value.detail == message
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),  # of a phone
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a", "JPEG XL"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"MM\0*\0\0\0\x08", "TIFF"),
+    ],
+)
+def test_formats_without_a_decoder_are_named(head: bytes, name: str) -> None:
+    with pytest.raises(UnsupportedImage) as raised:
+        decode(head + bytes(100), LIMITS)
+    assert raised.value.detail == f"this is {name}; supported are JPEG, PNG, WEBP, BMP, GIF"
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -41,9 +41,9 @@ def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.jpg", b"", "none of JPEG"),
-        ("a.png", b"%PDF-1.7", "none of JPEG"),
-        ("a.tif", encode(Image.new("RGB", (8, 8)), "TIFF"), "none of JPEG"),
+        ("a.jpg", b"", "supported are JPEG"),
+        ("a.png", b"%PDF-1.7", "this is PDF; supported are JPEG"),
+        ("a.tif", encode(Image.new("RGB", (8, 8)), "TIFF"), "this is TIFF; supported are JPEG"),
         ("a.jpg", encode(photo("coffee"), "JPEG")[:5000], "damaged: OSError"),
         ("a.ppm", b"P6 10000 10000 255\n", "too many pixels"),
     ],
@@ -98,7 +98,7 @@ def test_outcomes_of_single_photos(album: Path) -> None:
     judged = examiner()(album, photos)
     assert [(item.identity, item.path) for item in judged] == list(photos)
     assert {item.path: (item.outcome, item.reasons) for item in judged if item.outcome != "kept"} == {
-        "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, GIF, PPM"),
+        "astronaut/broken.jpg": ("unreadable", "supported are JPEG, PNG, WEBP, BMP, GIF, PPM"),
         "astronaut/night.png": ("low-quality", "LOW_BRIGHTNESS"),
         "once/cup.png": ("no-face", ""),
     }
