@@ -16,12 +16,20 @@ import secrets
 import psycopg
 
 from index.errors import GalleryError, TooNewError, UnavailableError
-from index.postgres.store.schema import alerts, calibration, curation, gallery, sightings, transfer
+from index.postgres.store.schema import alerts, calibration, curation, erasure, gallery, sightings, transfer
 
 OLDEST_PGVECTOR = (0, 8, 6)  # earlier versions can damage an index, or return too few rows to a filtered search
 LOCK = 0x76657374  # the advisory lock of migrations: "vest"
 
-STEPS: tuple[str, ...] = (gallery.STEP, curation.STEP, transfer.STEP, sightings.STEP, calibration.STEP, alerts.STEP)
+STEPS: tuple[str, ...] = (
+    gallery.STEP,
+    curation.STEP,
+    transfer.STEP,
+    sightings.STEP,
+    calibration.STEP,
+    alerts.STEP,
+    erasure.STEP,
+)
 
 
 def migrate_database(url: str) -> int:

@@ -99,25 +99,6 @@ FUNCTIONS = """
             USING format('(%s,0)', page)::tid, format('(%s,0)', page + 1)::tid;
         RETURN is_empty;
     END $$;
-    -- Writes new versions of a row, with the values `blank`, into the free space of its page. Returns whether the page
-    -- has a row that no other transaction has locked. Undo the transaction.
-    CREATE FUNCTION overwrite_free_space(relation regclass, page bigint, blank text) RETURNS boolean
-    LANGUAGE plpgsql AS $$
-    DECLARE
-        first tid := format('(%s,0)', page)::tid;
-        behind tid := format('(%s,0)', page + 1)::tid;
-        place tid;
-        has_row boolean;
-    BEGIN
-        EXECUTE format('SELECT ctid FROM %s WHERE ctid >= $1 AND ctid < $2 LIMIT 1 FOR UPDATE SKIP LOCKED', relation)
-            INTO place USING first, behind;
-        has_row := place IS NOT NULL;
-        WHILE place >= first AND place < behind LOOP
-            EXECUTE format('UPDATE %s SET filler = '''', %s WHERE ctid = $1 RETURNING ctid', relation, blank)
-                INTO place USING place;
-        END LOOP;
-        RETURN has_row;
-    END $$;
 """
 
 

@@ -3,8 +3,9 @@
 A vacuum frees the place of a deleted row, and leaves its bytes in the page's free space until another row is written
 over them. Here a transaction writes short rows without content into that space until the page is full, and is then
 undone: to an existing row of the page, as its new versions, which PostgreSQL writes into the same page while they fit;
-and into empty pages one row each that is as long as a page. Rows are added from the end of the free space: only less
-than one such row remains at its beginning, where the fillfactor kept other rows away.
+and into empty pages one row each that is as long as a page. Rows are added from the end of the free space. The last one
+is as long as what is left at its beginning; if that is too short for a row, the page is filled anew with other lengths.
+A page without space for any row gives one of its rows to another page, and is overwritten in a later round.
 
 The vacuum freezes rows, because such a one waits for pages that are in use, and does not leave out their deleted rows.
 
@@ -13,8 +14,9 @@ Not overwritten: values that PostgreSQL stores apart from their row (TOAST). The
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import psycopg
 from psycopg import sql
@@ -25,6 +27,10 @@ from index.postgres.store.database import Connection, Database, scalar
 from index.postgres.store.scrub_schema import ErasableTable
 
 BATCH = 100_000  # deleted rows per round
+# Bytes of the first version's filler, at most. A row without content is shorter than _SHIFT: if what was left of a page
+# was too short for one, it is not with the next length.
+_LENGTHS, _SHIFT = 384, 192
+_ATTEMPTS = 4
 
 # Deleted rows that no transaction, standby or replication slot can still read, so that a vacuum removes them.
 _REMOVABLE = """
@@ -70,12 +76,22 @@ def _scrub_table(db: Connection, relation: int, table: str, pages: Sequence[int]
     empty = {row[0] for row in db.execute(statement, (list(pages), relation))}
     # First the empty pages: the last new version of a row, for which its page has no space, may lie in one afterwards.
     clean = list(_fill_empty(db, relation, name, kind, empty))
-    for page in set(pages) - empty:
-        with db.transaction(force_rollback=True):
-            overwrite = sql.SQL("SELECT overwrite_free_space(%s::regclass, %s, %s)")
-            if scalar(db, overwrite, (relation, page, kind.blank)):
-                clean.append(page)
-    return clean
+    return clean + _overwrite(db, relation, kind, set(pages) - empty)
+
+
+def _overwrite(db: Connection, relation: int, kind: ErasableTable, pages: Set[int]) -> list[int]:
+    """Overwrite the free space of pages with rows, and return the pages that are clean now."""
+    results: dict[int, str] = dict.fromkeys(pages, "rest")
+    first = secrets.randbelow(_LENGTHS)  # another one in each round
+    for number in range(_ATTEMPTS):
+        for page in [page for page, result in results.items() if result == "rest"]:
+            statement = sql.SQL("SELECT overwrite_free_space(%s::regclass, %s, %s, %s)")
+            with db.transaction(force_rollback=True):
+                values = (relation, page, kind.blank, (first + number * _SHIFT) % _LENGTHS)
+                results[page] = scalar(db, statement, values)
+            if results[page] == "full" and number == 0:
+                db.execute("SELECT move_row(%s::regclass, %s)", (relation, page))
+    return [page for page, result in results.items() if result == "clean"]
 
 
 def _vacuum(db: Connection, name: sql.Identifier) -> None:
@@ -102,15 +118,19 @@ def _fill_empty(db: Connection, relation: int, name: sql.Identifier, kind: Erasa
     columns, values = kind.insert
     insert = sql.SQL(
         f"INSERT INTO {{}} (filler, {columns})"
-        f" SELECT repeat('0', current_setting('block_size')::integer - 192), {values.format(constraint=constraint)}"
-        " LIMIT 1 RETURNING split_part(ltrim(ctid::text, '('), ',', 1)::bigint"
+        f" SELECT repeat('0', %(length)s), {values.format(constraint=constraint)}"
+        " LIMIT 1 RETURNING page_of(ctid)"
     ).format(name)
     with db.transaction(force_rollback=True):
-        # No other row fits beside it: PostgreSQL puts it into an empty page, and appends a page if there is none.
+        length = scalar(db, sql.SQL("SELECT current_setting('block_size')::integer"))
         page: int | None = -1
-        for number in range(1, pages + 1):
-            if empty <= clean or page is None or page >= pages:
-                break
-            page = scalar(db, insert, {"number": number})
-            clean.add(-1 if page is None else page)
+        # No other row fits beside it: PostgreSQL puts it into an empty page, and appends a page if there is none.
+        while page is not None and page < pages and not empty <= clean:
+            try:
+                with db.transaction():
+                    page = scalar(db, insert, {"number": len(clean) + 1, "length": length})
+            except psycopg.errors.ProgramLimitExceeded:  # it is longer than a page
+                length -= 8
+            else:
+                clean.add(-1 if page is None else page)
     return clean & empty

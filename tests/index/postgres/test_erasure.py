@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from psycopg import sql
 
+from index.postgres.curation.curation import PostgresCuration
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
 from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
 from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.sightings.sightings import PostgresSightings
 from index.postgres.store.database import Database
+from index.postgres.store.scrubbing import scrub
 from index.sightings import NewSighting, SightingSettings, UnknownFace
 from index.types import Face, Item, NewFace, Outcome, ProcessedItem, Properties, Receipt
 from tests.index.bulk_jobs import claimed, submit
@@ -152,6 +154,48 @@ def test_nothing_is_left_of_erased_faces(gallery: PostgresGallery, database: Dat
     assert is_erased(gallery, receipt)
     assert_erased(database, before)
     assert gallery.usage("trains").faces == len(trains)
+
+
+@pytest.mark.parametrize("maintained", [False, True], ids=["in-one-round", "in-many-rounds"])
+def test_nothing_is_left_of_changed_rows(gallery: PostgresGallery, database: Database, maintained: bool) -> None:
+    """The erased subjects and faces have rows that PostgreSQL wrote into the space that pages keep for changes."""
+    faces, rng = fill(gallery, "doors", 60, 6), np.random.default_rng(21)
+    curation, before = PostgresCuration(gallery), content(database)
+    for _ in range(6):
+        for person in rng.permutation(60):
+            gallery.put_subject("doors", f"p{person}", name="n" * int(rng.integers(0, 150)))
+            if rng.random() < 0.3:
+                tokens = [faces[number].token for number in rng.choice(360, int(rng.integers(1, 4)), replace=False)]
+                curation.move_faces("doors", tokens, f"p{rng.integers(60)}")
+        if maintained:
+            maintain(gallery)
+        for row, forms in content(database).items():
+            before.setdefault(row, set()).update(forms)
+    for person in range(0, 20, 4):
+        curation.merge("doors", f"p{person}", [f"p{person + 1}", f"p{person + 2}"])
+    receipts = [gallery.remove_subject("doors", f"p{person}") for person in (*range(0, 20, 4), *range(20, 60, 2))]
+    assert where_found(database, set().union(*before.values()))  # else the search finds nothing at all
+    maintain(gallery)
+    assert is_erased(gallery, *receipts)
+    assert_erased(database, before)
+
+
+def test_a_full_page_gives_a_row_away_before_it_is_overwritten(gallery: PostgresGallery, database: Database) -> None:
+    with database.autocommit() as db:
+        db.execute("ALTER TABLE subjects SET (fillfactor = 100)")
+        columns = "collection_id, lookup, seal, sealed, created_at"
+        insert = "SELECT 1, int8send(number), '', '', 0 FROM generate_series(1, 300) AS number"
+        db.execute(sql.SQL(f"INSERT INTO subjects ({columns}) {insert}"))
+        db.execute("INSERT INTO scrubs (relation, page) VALUES ('subjects'::regclass, 0)")
+    counts, waiting = [], []
+    for _ in range(5):
+        counts += rows(database, "SELECT count(*) FROM subjects WHERE page_of(ctid) = 0")
+        waiting += rows(database, "SELECT count(*) FROM scrubs WHERE page = 0")
+        scrub(database)
+    assert waiting[:2] == [(1,), (2,)]  # the move is recorded, too
+    assert waiting[-1] == (0,)
+    assert counts[0] > counts[1] >= counts[-1]
+    assert rows(database, "SELECT count(*) FROM subjects") == [(300,)]
 
 
 def items(count: int) -> list[Item]:
