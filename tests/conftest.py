@@ -13,6 +13,10 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from tests.index.postgres_server import database_url, database_urls, postgres_server
+
+__all__ = ["database_url", "database_urls", "postgres_server"]  # here, so that all tests of a process share one server
+
 MEMORY = Path("/dev/shm")
 ROOM = 4 << 30  # bytes; the tests need less
 
