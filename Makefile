@@ -13,7 +13,7 @@ serve: .venv/weights.stamp ## serve the shipped weights on 127.0.0.1:8000; insta
 	$(BIN)/vestibule serve
 
 test: .venv/dev.stamp ## run the fast tests with branch coverage: 100 % of the gallery and the batcher, a minimum elsewhere
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile --cov --cov-report=term
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile --cov --cov-report=term
 	$(BIN)/coverage report --include='app/inference/batcher.py,index/*' --fail-under=100
 
 test-slow: .venv/dev.stamp ## run the tests marked slow

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import skimage.data
 from PIL import Image
+
+from tests.index.postgres_server import database_url, database_urls, postgres_server
+
+__all__ = ["database_url", "database_urls", "postgres_server"]  # here, so that all tests of a process share one server
+
+MEMORY = Path("/dev/shm")
+ROOM = 4 << 30  # bytes; the tests need less
+
+
+def pytest_configure() -> None:
+    """Place temporary files in memory unless TMPDIR is set, the system has no such folder, or it is small.
+
+    Galleries are flushed to disk at each change and every test of PostgreSQL copies a database: on a disk the tests
+    mostly wait for it.
+    """
+    if "TMPDIR" not in os.environ and _is_usable(MEMORY):
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)  # also for subprocesses
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether files can be written to the folder and programs run in it, and it has ROOM free."""
+    return (
+        os.access(folder, os.W_OK)
+        and not os.statvfs(folder).f_flag & os.ST_NOEXEC
+        and shutil.disk_usage(folder).free > ROOM
+    )
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

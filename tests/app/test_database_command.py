@@ -7,9 +7,6 @@ from typer.testing import CliRunner, Result
 
 from app.cli.main import cli
 from index.postgres.store import migrations
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 
 def migrate(url: str | None) -> Result:

@@ -16,9 +16,6 @@ from index.factory import open_keys
 from tests.app.conftest import started, until
 from tests.app.embedder import random_embedder
 from tests.app.tiny_model import tiny_model
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 Headers = dict[str, str]
 

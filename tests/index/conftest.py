@@ -11,9 +11,6 @@ from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.storage import EmbeddedStorage
 from index.protocol import Storage
 from tests.index.people import Clock
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]  # here, so that all tests of a process share one server
 
 INTERFACE: type[Storage] = EmbeddedStorage  # mypy checks that the embedded engine satisfies the interface
 

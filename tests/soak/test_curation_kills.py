@@ -17,11 +17,8 @@ from benchmarks import tables
 from index.audit_chain import AuditEvent
 from index.factory import open_storage
 from index.protocol import Storage
-from tests.index.postgres_server import database_url, database_urls, postgres_server
 from tests.soak.conftest import Soak
 from tests.soak.curation_kills import Death, Kills
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 
 def events_of(storage: Storage) -> list[AuditEvent]:

@@ -19,6 +19,7 @@ from training.datasets import images as data
 from training.datasets import passages
 from training.datasets.faces import rows_of
 from training.evaluation.embedded_faces import FaceEmbedder
+from training.metrics import passages as passage_metrics
 from training.recipe.config import CameraSection
 
 
@@ -42,7 +43,9 @@ def test_command_writes_thresholds_into_the_card(people: Path, monkeypatch: pyte
     monkeypatch.setattr(passages, "BURST", CameraSection())  # an untrained network recognises nobody in a blurred photo
     command = [str(people / "untrained"), "--data", "people"]
     sha256 = checkpoint.read_card(people / "untrained").sha256
-    for flip in ("--flip", "--no-flip", "--flip"):
+    monkeypatch.setattr(calibrate, "BURSTS", 100)  # enough for so few people
+    monkeypatch.setattr(passage_metrics, "PHOTO_PASSAGES", 500)
+    for flip in ("--no-flip", "--flip"):
         result = CliRunner().invoke(calibrate.cli, [*command, flip])
         assert result.exit_code == 0, result.output
         card = checkpoint.read_card(people / "untrained")

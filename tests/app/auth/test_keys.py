@@ -26,9 +26,6 @@ from index.postgres.service_state import PostgresServiceState
 from index.protocol import KeyStore
 from tests.app.conftest import Clock, until
 from tests.fences import Shell, run_all
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 SECRET = re.compile(r"vst_[\w-]{43}")
 

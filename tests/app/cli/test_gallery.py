@@ -21,9 +21,6 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.atomic_files import lock_folder
 from index.embedded.tasks.maintenance import Maintenance
 from tests.index.people import enrol
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 Command = Callable[..., Any]  # returns a result with exit_code, stdout and stderr
 

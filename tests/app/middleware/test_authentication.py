@@ -32,9 +32,6 @@ from app.settings import Settings
 from index.factory import open_keys, open_service_state
 from tests.app.asgi import http_scope, respond
 from tests.app.conftest import BASE_URL, Clock, until
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 # Written by hand, so that a scope changes only deliberately. "" is open.
 EXPECTED: dict[str, str] = {

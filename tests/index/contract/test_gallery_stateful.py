@@ -39,9 +39,6 @@ from index.postgres.search import PostgresSearches
 from index.postgres.store.database import Database
 from index.protocol import FIRST, Curation, Gallery, Maintenance, Reembeddings, ReembeddingWorker, Searches
 from index.types import NewFace
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 Vector = npt.NDArray[np.float32]
 
@@ -328,7 +325,7 @@ class PostgresMachine(GalleryMachine):
 
 # No shrinking: it takes minutes, and the failing steps are printed anyway.
 SETTINGS = settings(
-    max_examples=40,
+    max_examples=12,
     stateful_step_count=30,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     deadline=None,
@@ -338,6 +335,11 @@ SETTINGS = settings(
 
 class TestEmbedded(EmbeddedMachine.TestCase):  # type: ignore[misc,valid-type]
     settings = SETTINGS
+
+
+@pytest.mark.slow
+class TestEmbeddedAtLength(EmbeddedMachine.TestCase):  # type: ignore[misc,valid-type]
+    settings = settings(SETTINGS, max_examples=100)
 
 
 class TestPostgres(PostgresMachine.TestCase):  # type: ignore[misc,valid-type]

@@ -27,9 +27,6 @@ from index.protocol.jobs import KEEP_S
 from index.types import Item, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.bulk_jobs import VECTORS, claimed, enrolled, item, results, submit, work
 from tests.index.people import Clock
-from tests.index.postgres_server import database_url, database_urls, postgres_server
-
-__all__ = ["database_url", "database_urls", "postgres_server"]
 
 
 @dataclass
