@@ -55,6 +55,13 @@ def test_neighbouring_frames_give_one_shot_the_best_of_them() -> None:
     assert [shot.jpeg for shot in shots.best_first] == [b"100.0"]
 
 
+def test_a_face_that_comes_nearer_has_a_shot_of_each_quarter_of_a_second() -> None:
+    shots = BestShots()
+    for index in range(20):
+        shots.offer(detected(60.0 + index), index * 0.1, lambda index=index: str(index).encode())  # type: ignore[misc]
+    assert [int(shot.jpeg) for shot in shots.best_first] == [19, 17, 14, 12, 9, 7, 4, 2]
+
+
 def test_at_most_so_many_shots_are_kept_and_the_worst_is_replaced() -> None:
     shots = BestShots()
     for index in range(3 * MOST_SHOTS):
