@@ -104,15 +104,15 @@ class Recognition:
             return False
         return answer.verified
 
-    async def store(self, sighting: PendingSighting) -> None:
-        """Store a decided sighting. Repeated calls store it once.
+    async def store(self, sighting: PendingSighting) -> str:
+        """Store a decided sighting and return its id. Repeated calls store it once.
 
         Raises:
             VestibuleError.
         """
         decision = sighting.decision
         assert decision is not None  # noqa: S101  it is decided
-        await self._client.add_sighting(
+        stored = await self._client.add_sighting(
             self._settings.collection,
             self._settings.camera,
             datetime.fromtimestamp(sighting.started_at, UTC),
@@ -127,6 +127,7 @@ class Recognition:
             crop=sighting.shots[0] if self._settings.keep_shot else None,
             idempotency_key=sighting.passage,
         )
+        return stored.id
 
 
 def box_in_widths(face: Face, image: Image.Image) -> Box:
