@@ -8,6 +8,7 @@ view, and they may hide each other.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from app.watch.source.frames import Frame
 from models.align import SIDE
 from training.core.seeds import derive
 from training.datasets import images
-from training.datasets.faces import split_of
+from training.datasets.faces import FaceSplit, split_of
 
 WIDTH, HEIGHT, FPS = 1280, 720, 10
 FEWEST, MOST, HOLD, AT_ONCE = 3, 15, 2, 3
@@ -39,13 +40,13 @@ class Person:
     photos: list[Image.Image]
 
 
-def test_people(dataset: str, fewest: int) -> list[Person]:
-    """Return the test identities with at least so many photos, in an order that depends on the data set only."""
+def people_of(dataset: str, split: FaceSplit, fewest: int) -> list[Person]:
+    """Return the split's identities with at least so many photos, in an order that depends on the data set only."""
     source = images.find(dataset, "train")
     found: dict[str, list[Image.Image]] = {}
     for _, file, label in source.rows():
         name = source.classes[label].replace("/", "-")  # a subject id
-        if split_of(source.classes[label]) == "test":
+        if split_of(source.classes[label]) == split:
             with Image.open(file) as image:  # type: ignore[arg-type]
                 found.setdefault(name, []).append(image.convert("RGB"))
     return [Person(name, found[name]) for name in sorted(found) if len(found[name]) >= fewest]
@@ -105,12 +106,14 @@ def soft_mask() -> Image.Image:
 class PassersBy:
     """A source of frames (`app.watch.source.frames.Source`) with `count` walks; the same seed gives the same frames.
 
-    `bursts`: each walk shows one photo, with varying blur, in place of different photos.
+    `bursts`: each walk shows one photo, with varying blur, in place of different photos. `drawing_s` is the CPU time
+    that drawing has taken, which a camera does not need.
     """
 
     live = False
 
     def __init__(self, people: Sequence[Person], count: int, *, seed: int = 0, bursts: bool = False) -> None:
+        self.drawing_s = 0.0
         random = np.random.default_rng(derive(seed, "passers-by"))
         chosen = [people[index] for index in random.permutation(len(people))]
         self.enrolled = chosen[: round(ENROLLED_SHARE * min(count, len(chosen)))]
@@ -155,9 +158,11 @@ class PassersBy:
 
     def draw(self, index: int) -> Image.Image:
         """Return frame `index`; nearer people hide others."""
+        begun = time.thread_time()
         canvas, mask = self._scenes[index // 600 % len(self._scenes)].copy(), soft_mask()
         for walk in sorted(self.walks_at(index), key=lambda walk: walk.place(index)[2]):
             walk.draw(canvas, index, mask)
+        self.drawing_s += time.thread_time() - begun
         return canvas
 
     def walks_at(self, index: int) -> Iterator[Walk]:
