@@ -24,9 +24,10 @@ MIN_FACE, MIN_FACE_SHARE, DETECTABLE = 40.0, 40.0, 16.0
 # A larger frame is reduced before it is sent, as far as the smallest face stays detectable.
 MAX_SIDE = 1920
 FRAME_QUALITY = 90
-# The false match rate at which two tracks that follow each other are the same person. People near each other in place
-# and time are mostly the same person, so it is larger than for strangers.
-SAME_PERSON_FMR = 0.01
+# The false match rate at which two tracks that follow each other are the same person. Where people follow each other
+# closely, most comparisons are of two persons: of 120 synthetic walks of the calibration identities, 0.01 mixes the
+# faces of two persons in 6 passages, 0.001 in 4, and with each of them one walk is in two pieces.
+SAME_PERSON_FMR = 0.001
 # Shares of the caller's FPIR: of the search at the end, and of each search before it, of which there are at most three.
 # They add up to 1, so that the FPIR of the passage with all its searches is at most the caller's.
 FINAL_SHARE, LOOK_SHARE = 1 / 2, 1 / 6

@@ -12,9 +12,9 @@ from PIL import Image
 from app.watch.tracker import Box
 from vestibule_client.answers import Face
 
-# The most shots of a passage, and the time in seconds of which the best is kept: neighbouring frames are almost the same
-# picture, and a second one adds nothing to a decision. The times are fixed, and do not begin at a shot: else a face that
-# comes nearer, each frame better than the one before, would replace its only shot again and again.
+# The most shots of a passage, and the time in seconds of which the best is kept: neighbouring frames are almost the
+# same picture, and a second one adds nothing to a decision. The times are fixed, and do not begin at a shot: else a
+# face that comes nearer, each frame better than the one before, would replace its only shot again and again.
 MOST_SHOTS, SLOT_S = 8, 0.25
 # The crop has this share of the box's sides on each side, so that the service detects the face again and aligns it.
 MARGIN = 0.6

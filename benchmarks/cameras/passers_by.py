@@ -2,8 +2,8 @@
 
     python -m benchmarks.cameras.passers_by [--passages 300] [--url URL] [--bursts] [--realtime]
 
-Needs the data set `faces` and a running service, in which it creates the collection `benchmark-passers-by`, enrols 30 %
-of the people (`synthetic_stream`), and erases it at the end. The watcher sees the stream, and the figures compare its
+Needs the data set `faces` and a running service, in which it creates a collection, enrols 30 % of the people
+(`synthetic_stream`), and erases it at the end. The watcher sees the stream, and the figures compare its
 sightings with the known walks:
 
     sightings per passage   sightings by the walk that most of their detections show, divided by the walks
@@ -51,7 +51,7 @@ from benchmarks.cameras.synthetic_stream import FPS, WIDTH, PassersBy, Walk, enr
 from vestibule_client import NEVER, AsyncClient
 
 RESULTS = Path(__file__).parents[1] / "results" / "passers_by.csv"
-COLLECTION, CAMERA = "benchmark-passers-by", "benchmark"
+CAMERA = "benchmark"
 FPIR = 0.01
 SINGLE_FRAMES = 4  # searches for single shots of each mated passage
 
@@ -99,18 +99,18 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-async def enrol(client: AsyncClient, stream: PassersBy) -> int:
+async def enrol(client: AsyncClient, collection: str, stream: PassersBy) -> int:
     """Enrol the people, and return how many have a face in the gallery."""
-    await client.create_collection(COLLECTION)
+    await client.create_collection(collection)
     done = 0
     for person in stream.enrolled:
         pictures = [png(still(photo)) for photo in enrolled_photos(person)]
-        answer = await client.enrol(COLLECTION, person.name, pictures, quality_gate=False)
+        answer = await client.enrol(collection, person.name, pictures, quality_gate=False)
         done += bool(answer.indexed)
     return done
 
 
-async def single_frames(client: AsyncClient, walks: Sequence[Walk], draw: Any) -> tuple[int, int]:
+async def single_frames(client: AsyncClient, collection: str, walks: Sequence[Walk], draw: Any) -> tuple[int, int]:
     """Search for single frames of mated walks, at the whole FPIR: the counts of misses and of searches."""
     misses = searches = 0
     for walk in walks:
@@ -119,7 +119,7 @@ async def single_frames(client: AsyncClient, walks: Sequence[Walk], draw: Any) -
             left, top, right, bottom = walk.box(index)
             margin = 0.6 * (right - left)
             crop = draw(index).crop((int(left - margin), int(top - margin), int(right + margin), int(bottom + margin)))
-            answer = await client.search_passage(png(crop), COLLECTION, limit=1, fpir=FPIR)
+            answer = await client.search_passage(png(crop), collection, limit=1, fpir=FPIR)
             candidate = answer.candidates[0].subject_id if answer.candidates else None
             misses += not (answer.status == "match" and candidate == walk.person.name)
             searches += 1
@@ -215,9 +215,9 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     service = psutil.Process(options.service_pid) if options.service_pid else None
     events: list[dict[str, Any]] = []
     async with AsyncClient(options.url, timeout=300, retries=NEVER) as client:
-        enrolled = await enrol(client, stream)
+        enrolled = await enrol(client, options.collection, stream)
         print(f"{enrolled} of {len(stream.enrolled)} people enrolled, {stream.frame_count} frames", flush=True)
-        recognition = ObservedRecognition(client, WatchSettings(CAMERA, COLLECTION, fpir=FPIR))
+        recognition = ObservedRecognition(client, WatchSettings(CAMERA, options.collection, fpir=FPIR))
         with tempfile.TemporaryDirectory() as folder, SightingQueue(Path(folder)) as queue:
 
             def write(line: str) -> None:
@@ -233,8 +233,8 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             await watcher.run()
             seconds, spent = time.monotonic() - begun, cpu(service) - before - stream.drawing_s
         mated = [walk for walk in stream.walks if walk.person in stream.enrolled]
-        misses, searches = await single_frames(client, mated, stream.draw)
-        await client.erase_collection(COLLECTION)
+        misses, searches = await single_frames(client, options.collection, mated, stream.draw)
+        await client.erase_collection(options.collection)
     summary = next(event for event in reversed(events) if event["event"] == "summary")
     frames = watcher.metrics.counts.processed
     latency = watcher.metrics.answer.summary() or {}
@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument(
         "--realtime", action="store_true", help="frames arrive at their time, and late ones are dropped"
     )
+    parser.add_argument("--collection", default="benchmark-passers-by")
     parser.add_argument("--split", choices=("test", "calibrate"), default="test", help="the identities that are shown")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from app.watch.decisions import PassageDecision, better
-from app.watch.passages import GAP_S, Passages, TrackedPassage, adjacent
+from app.watch.passages import GAP_S, Passages, TrackedPassage
 from app.watch.shots import LARGEST_CROP, MOST_SHOTS, BestShots, crop_jpeg, score_of
 from app.watch.source.frames import Frame
 from app.watch.tracker import Track
@@ -163,11 +163,25 @@ def test_which_tracks_may_continue_a_passage(x: float, size: float, time: float,
         assert passages.predecessor(second) is None
 
 
-def test_adjacent_tracks() -> None:
+@pytest.mark.parametrize(
+    ("x", "began", "reasons", "continues"),
+    [
+        (0.55, 1.0, ("LOW_CONFIDENCE",), True),
+        (0.75, 1.0, ("LOW_CONFIDENCE",), False),  # too far away
+        (0.55, 2.0, ("LOW_CONFIDENCE",), False),  # too late
+        (0.55, 1.0, (), False),  # it has a usable shot to compare
+    ],
+)
+def test_a_passage_that_ends_is_continued_by_a_near_one_without_a_usable_shot(
+    x: float, began: float, reasons: tuple[str, ...], continues: bool
+) -> None:
     passages = Passages()
     first = seen(passages, Track(0.5, 0.5, 0.1, 0.0), [0.0])
-    assert adjacent(first, seen(passages, Track(0.55, 0.5, 0.1, 1.0), [1.0]))
-    assert not adjacent(first, seen(passages, Track(0.75, 0.5, 0.1, 1.0), [1.0]))
+    second = seen(passages, Track(x, 0.5, 0.1, began), [began, began + 0.1, began + 0.2], reasons=reasons)
+    assert passages.adjacent(GAP_S) is None  # it has not ended yet
+    assert passages.adjacent(GAP_S + 0.1) == ((first, second) if continues else None)
+    second.comparing = True
+    assert passages.adjacent(GAP_S + 0.1) is None
 
 
 def test_a_merged_passage_has_the_shots_times_and_decision_of_both() -> None:
