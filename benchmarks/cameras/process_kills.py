@@ -43,6 +43,7 @@ from benchmarks.cameras.receivers import SECRET, Receivers, alert_faults
 from benchmarks.cluster.servers import PROJECT, Replica
 from vestibule_client import Client
 from vestibule_client.alert_answers import Alert
+from vestibule_client.alert_calls import Trigger
 from vestibule_client.sighting_answers import Sighting
 
 RESULTS = Path(__file__).parents[1] / "results" / "process_kills.csv"
@@ -53,7 +54,7 @@ WALKS, WALK_FRAMES, EMPTY_FRAMES, FPS = 4, 4, 4, 1
 LIFE_S, EARLY = 15.0, 0.15  # the longest life of a process that is ready; the share that is killed before
 START_S = 10.0  # an early kill comes within this time after the start
 FINISH_S = 600.0  # how long the last processes may take for what is left
-TARGETS = {"match": "a", "unknown": "b"}
+TARGETS: dict[Trigger, str] = {"match": "a", "unknown": "b"}
 
 
 @dataclass
@@ -222,7 +223,8 @@ def finish(client: Client, watcher: WatcherProcess) -> tuple[list[Sighting], lis
     sightings: list[Sighting] = []
     while (page := client.sightings(COLLECTION, limit=100, after=sightings[-1].position if sightings else 0)).data:
         sightings += page.data
-    alerts, after = list[Alert](), 0
+    alerts: list[Alert] = []
+    after: int | None = 0
     while after is not None:
         found = client.alerts(limit=100, after=after)
         alerts += found.data
