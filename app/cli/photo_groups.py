@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 MOST_FACES = 5000  # of one request to cluster embeddings
 AT_ONCE = 64  # images of one request
-DIGITS = 6  # of the numbers of an embedding: it keeps the request small, and moves a similarity by less than 1e-5
 
 groups_cli = typer.Typer()
 
@@ -114,7 +113,7 @@ async def _propose(
                         _report(image, problem)
         if not 0 < len(faces) <= MOST_FACES:
             raise ValueError(f"{len(faces)} faces; from 1 to {MOST_FACES} can be grouped")
-        embeddings = [[round(value, DIGITS) for value in face.embedding] for face in faces]
+        embeddings = [face.embedding for face in faces]
         return faces, await client.cluster_embeddings(embeddings, model=model, prior=prior)
 
 

@@ -107,13 +107,14 @@ class SightingDelivery:
             # The request that stores the sighting is repeated with the same key, so it must stay the same.
             entry = await asyncio.to_thread(self._queue.update, entry, sighting)
         assert sighting.decision is not None  # noqa: S101  it is decided
-        await self._recognition.store(sighting)
+        stored = await self._recognition.store(sighting)
         await asyncio.to_thread(self._queue.remove, entry)
         self._counts.stored += 1
         self._events.report(
             "sighting",
             passage=sighting.passage,
             **sighting.decision.fields(),
+            sighting=stored,
             frames=sighting.frames,
             seconds=round(sighting.ended_at - sighting.started_at, 2),
         )

@@ -19,7 +19,7 @@ MIN_DETECTIONS, MIN_CONFIDENCE = 3, 0.55
 GAP_S = 3.0
 # How far away such a track may start, in face sizes, at once and more per second; and the largest ratio of the sizes.
 NEAR, NEAR_PER_S, SIZE_RATIO = 2.0, 2.0, 2.5
-# Without a usable shot of both, a track continues a passage that is nearer than this in sizes and seconds.
+# A track without a usable shot continues a passage that is nearer than this in sizes and seconds.
 ADJACENT, ADJACENT_S = 1.5, 1.5
 # Before the end of a passage at most this many searches, the next one when the shots have this many times the score of
 # the last search's, and after this many seconds.
@@ -137,6 +137,25 @@ class Passages:
         ]
         return min(candidates, key=lambda pair: pair[0])[1] if candidates else None
 
+    def adjacent(self, time: float) -> tuple[TrackedPassage, TrackedPassage] | None:
+        """Return an ended passage and the nearest one that continues it by place and time alone; None for none.
+
+        The later one has no usable shot, though it has had the time until the earlier one ends, as in `take_ended`.
+        """
+        pairs = [
+            (distance, earlier, later)
+            for earlier in self._passages
+            for later in self._passages
+            if time - earlier.last > GAP_S
+            and later.confirmed
+            and later.usable_since is None
+            and not (earlier.comparing or later.comparing)
+            and (distance := _distance(earlier, later)) is not None
+            and distance <= ADJACENT
+            and later.began - earlier.last <= ADJACENT_S
+        ]
+        return min(pairs, key=lambda pair: pair[0])[1:] if pairs else None
+
     def merge(self, earlier: TrackedPassage, later: TrackedPassage) -> None:
         """Continue the earlier passage by the later one, which is removed."""
         earlier.absorb(later)
@@ -156,12 +175,6 @@ class Passages:
         """Remove and return all passages."""
         passages, self._passages = self._passages, []
         return passages
-
-
-def adjacent(earlier: TrackedPassage, later: TrackedPassage) -> bool:
-    """Return whether a passage began so near to the end of another that their faces need not be compared."""
-    distance = _distance(earlier, later)
-    return distance is not None and distance <= ADJACENT and later.began - earlier.last <= ADJACENT_S
 
 
 def _distance(earlier: TrackedPassage, later: TrackedPassage) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ from PIL import Image
 from app.watch.tracker import Box
 from vestibule_client.answers import Face
 
-# The most shots of a passage, and the least time between two of them, in seconds: neighbouring frames are almost the
-# same picture, and a second one adds nothing to a decision.
-MOST_SHOTS, APART_S = 8, 0.25
+# The most shots of a passage, and the time in seconds of which the best is kept: neighbouring frames are almost the
+# same picture, and a second one adds nothing to a decision. The times are fixed, and do not begin at a shot: else a
+# face that comes nearer, each frame better than the one before, would replace its only shot again and again.
+MOST_SHOTS, SLOT_S = 8, 0.25
 # The crop has this share of the box's sides on each side, so that the service detects the face again and aligns it.
 MARGIN = 0.6
 # A larger crop is reduced, since detection takes a time proportional to its pixels. The face then has 116 pixels; the
@@ -53,8 +55,8 @@ class BestShots:
 
     def offer(self, face: Face, time: float, crop: Callable[[], bytes]) -> None:
         """Keep a shot of the face if it is better than the one it would replace; only then is `crop` called."""
-        score = score_of(face)
-        near = [shot for shot in self._shots if abs(shot.time - time) < APART_S]
+        score, slot = score_of(face), _slot(time)
+        near = [shot for shot in self._shots if _slot(shot.time) == slot]
         if not near and len(self._shots) >= MOST_SHOTS:
             near = [min(self._shots, key=lambda shot: shot.score)]
         if near and max(shot.score for shot in near) >= score:
@@ -66,6 +68,10 @@ class BestShots:
         """Take over the shots of another passage of the same person."""
         shots = sorted([*self._shots, *other._shots], key=lambda shot: shot.score, reverse=True)
         self._shots = shots[:MOST_SHOTS]
+
+
+def _slot(time: float) -> int:
+    return math.floor(time / SLOT_S)
 
 
 def score_of(face: Face) -> float:

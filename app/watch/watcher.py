@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from app.watch.decisions import PendingSighting
 from app.watch.delivery import SightingDelivery
 from app.watch.events import Events
 from app.watch.metrics import WatchMetrics
-from app.watch.passages import Passages, TrackedPassage, adjacent
+from app.watch.passages import Passages, TrackedPassage
 from app.watch.recognition import LOOK_SHARE, Recognition, box_in_widths
 from app.watch.shots import crop_jpeg
 from app.watch.sighting_queue import SightingQueue
@@ -149,11 +150,9 @@ class CameraWatcher:
         for passage in self.passages:
             if passage.looking or passage.comparing or not passage.confirmed:
                 continue
-            earlier = self.passages.predecessor(passage)
-            if earlier is not None and passage.usable_since is None:
-                if adjacent(earlier, passage):
-                    self._merge(earlier, passage)
-            elif earlier is not None:
+            if passage.usable_since is None:
+                continue
+            if (earlier := self.passages.predecessor(passage)) is not None:
                 passage.comparing = earlier.comparing = True
                 self._begin(self._compare(earlier, passage))
             elif passage.wants_look:
@@ -204,8 +203,14 @@ class CameraWatcher:
 
     async def _end_passages(self, now: float) -> None:
         """Queue the passages that ended before `now`, in seconds on the source's clock."""
+        self._merge_adjacent(now)
         for passage in self.passages.take_ended(now):
             await self._end(passage)
+
+    def _merge_adjacent(self, now: float) -> None:
+        """Continue passages that end now by those near them that have no usable shot to compare."""
+        while (pair := self.passages.adjacent(now)) is not None:
+            self._merge(*pair)
 
     async def _end(self, passage: TrackedPassage) -> None:
         if not passage.confirmed:
@@ -226,6 +231,7 @@ class CameraWatcher:
     async def _finish(self, delivering: asyncio.Task[None]) -> None:
         """End all passages, send sightings for a limited time, and report the summary."""
         await asyncio.gather(*self._requests)
+        self._merge_adjacent(math.inf)
         for passage in self.passages.take_all():
             await self._end(passage)
         self._delivery.stop(wait=not self._stopping.is_set())

@@ -114,9 +114,9 @@ class BadCamera:
         self.repeat(file, self.damaged, SECONDS)
 
 
-def watch(options: argparse.Namespace, address: str, folder: str) -> subprocess.Popen[str]:
-    """Start the watcher."""
-    command = [sys.executable, "-m", "app.cli.main", "watch", address, "--camera", "bad", "--collection", COLLECTION]
+def watch(options: argparse.Namespace, address: str, collection: str, folder: str) -> subprocess.Popen[str]:
+    """Start the watcher, whose queue is in `folder`."""
+    command = [sys.executable, "-m", "app.cli.main", "watch", address, "--camera", "bad", "--collection", collection]
     command += ["--fps", str(options.fps), "--queue", folder, "--timeout", "60", "--url", options.url]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -144,7 +144,7 @@ def main() -> None:
     camera, events, rows = BadCamera(), list[dict[str, Any]](), list[dict[str, object]]()
     with Client(options.url) as client, tempfile.TemporaryDirectory() as folder, streaming(camera.send) as address:
         client.create_collection(COLLECTION)
-        process = watch(options, address, folder)
+        process = watch(options, address, COLLECTION, folder)
         thread = follow(process, events)
         for minute in range(1, options.minutes + 1):
             time.sleep(60)

@@ -17,23 +17,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import ipaddress
-import json
 import math
 import multiprocessing
 import os
 import random
 import signal
 import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -44,6 +39,7 @@ from app.alerts.webhooks import WebhookSender
 from app.background_tasks import background_task
 from app.inference.executors import Executors
 from app.observability.metrics import Metrics
+from benchmarks.cameras.receivers import SECRET, Receivers, alert_faults
 from index.alert_rules import Alert, AlertSettings, AlertTarget
 from index.embedded.storage import EmbeddedStorage
 from index.postgres.storage import PostgresStorage
@@ -60,18 +56,13 @@ STEP_S = 2 * LEASE_S
 FINISH_S = 600.0  # how long the last child may take for what is left
 DEAD_AFTER_S = 86_400.0
 TARGETS = ("a", "b")
-SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
-# How the receivers answer, and how often.
-ANSWERS = {"accept": 70, "refuse": 10, "drop": 10, "wait": 10}
 
 
 @dataclass
 class Result:
-    """One run. `repeats`: acceptances beyond the first of an alert at a target; all counts after it must be 0.
+    """One run. `repeats` to `overtaken` are those of `AlertFaults`, of the alerts of acknowledged sightings.
 
-    `lost`: alerts of acknowledged sightings that a target did not accept. `doubled`: sightings with a second alert.
-    `wrong_ids`: sightings whose alert arrived with several ids. `overtaken`: first acceptances before that of an
-    earlier alert. `after_erasure`: alerts about a subject that arrived though it was erased.
+    `after_erasure`: alerts about a subject that arrived though it was erased.
     """
 
     engine: str
@@ -87,55 +78,6 @@ class Result:
     overtaken: int
     after_erasure: int
     seconds: float
-
-
-@dataclass
-class Receivers:
-    """The webhooks of all targets, on a thread. `accepted`: target, alert and sighting in the order of acceptance."""
-
-    seed: int
-    port: int = 0
-    accepted: list[tuple[str, str, str, str | None, float]] = field(default_factory=list)
-    answers: Counter[str] = field(default_factory=Counter)
-    is_calm: bool = False  # accept everything
-
-    def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), daemon=True)
-        self._thread.start()
-        self._ready.wait()
-
-    async def _run(self) -> None:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        async with server:
-            await server.serve_forever()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-            body = json.loads(await reader.readexactly(int(headers["content-length"])))
-            answer = "accept"
-            if not self.is_calm:
-                (answer,) = self._random.choices(list(ANSWERS), list(ANSWERS.values()))
-            self.answers[answer] += 1
-            if answer == "wait":
-                await asyncio.sleep(self._random.uniform(0, 0.2))
-            if answer != "refuse":  # whoever drops the connection has read the alert
-                target, data = head[0].split(" ")[1].removeprefix("/"), body["data"]
-                self.accepted.append((target, headers["webhook-id"], data["sighting"], data["subject"], time.time()))
-            if answer != "drop":
-                status = "503 Unavailable" if answer == "refuse" else "204 No Content"
-                writer.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n".encode())
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
 
 
 def _open(place: str, ahead_s: float = 0.0) -> Storage:
@@ -318,34 +260,23 @@ def _judge(engine: str, kills: int, watcher: CameraWatcher, receivers: Receivers
         while page := storage.alerts.page(alerts[-1].position if alerts else 0, 1000):
             alerts += page
     expected = {token for token, subject in watcher.sightings.items() if subject not in watcher.erased}
-    stored = Counter(alert.sighting.token for alert in alerts)
-    positions = {alert.token: alert.position for alert in alerts}
-    first: dict[str, list[int]] = {target: [] for target in TARGETS}
-    arrived: set[tuple[str, str]] = set()
-    ids: dict[str, set[str]] = {}
-    for target, id, sighting, _, _ in receivers.accepted:
-        ids.setdefault(sighting, set()).add(id)
-        if (target, id) not in arrived and id in positions:
-            first[target].append(positions[id])
-        arrived.add((target, id))
-    lost = {(target, token) for token in expected for target in TARGETS} - {
-        (target, sighting) for target, _, sighting, _, _ in receivers.accepted
-    }
+    faults = alert_faults(
+        receivers.accepted,
+        [(alert.token, alert.sighting.token) for alert in alerts],
+        {(target, token) for target in TARGETS for token in expected},
+    )
     margin_s = 0.5  # of an attempt that was on its way
+    after_erasure = sum(at > watcher.erased.get(str(subject), at) + margin_s for *_, subject, at in receivers.accepted)
     return Result(
-        engine,
-        kills,
-        len(watcher.sightings),
-        len(watcher.erased),
-        len(alerts),
-        len(receivers.accepted),
-        len(receivers.accepted) - len(arrived),
-        len(lost),
-        sum(count > 1 for count in stored.values()),
-        sum(len(known) > 1 for known in ids.values()),
-        sum(later < earlier for order in first.values() for earlier, later in pairwise(order)),
-        sum(at > watcher.erased.get(str(subject), at) + margin_s for _, _, _, subject, at in receivers.accepted),
-        round(seconds, 1),
+        engine=engine,
+        kills=kills,
+        sightings=len(watcher.sightings),
+        erased_subjects=len(watcher.erased),
+        alerts=len(alerts),
+        accepted=len(receivers.accepted),
+        **asdict(faults),
+        after_erasure=after_erasure,
+        seconds=round(seconds, 1),
     )
 
 

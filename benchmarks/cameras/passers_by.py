@@ -2,8 +2,8 @@
 
     python -m benchmarks.cameras.passers_by [--passages 300] [--url URL] [--bursts] [--realtime]
 
-Needs the data set `faces` and a running service, in which it creates the collection `benchmark-passers-by`, enrols 30 %
-of the people (`synthetic_stream`), and erases it at the end. The watcher sees the stream, and the figures compare its
+Needs the data set `faces` and a running service, in which it creates a collection, enrols 30 % of the people
+(`synthetic_stream`), and erases it at the end. The watcher sees the stream, and the figures compare its
 sightings with the known walks:
 
     sightings per passage   sightings by the walk that most of their detections show, divided by the walks
@@ -12,7 +12,8 @@ sightings with the known walks:
                             without a sighting is missed. Beside it FNIR of single frames, each searched for by itself
     answer latency          from reading the first usable face to the first answer. Unless --realtime, frames are
                             processed without waiting for their time, so the time between two frames is not part of it
-    cameras per core        1 / (frames per second x CPU seconds per frame), of service and watcher together
+    cameras per core        1 / (frames per second x CPU seconds per frame), of service and watcher together, without
+                            the drawing of the frames
 
 Writes a row to benchmarks/results/passers_by.csv.
 """
@@ -28,6 +29,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,11 @@ from app.watch.source.recordings import Playback
 from app.watch.tracker import Track
 from app.watch.watcher import CameraWatcher
 from benchmarks import tables
-from benchmarks.cameras.synthetic_stream import FPS, WIDTH, PassersBy, Walk, enrolled_photos, still, test_people
+from benchmarks.cameras.synthetic_stream import FPS, WIDTH, PassersBy, Walk, enrolled_photos, people_of, still
 from vestibule_client import NEVER, AsyncClient
 
 RESULTS = Path(__file__).parents[1] / "results" / "passers_by.csv"
-COLLECTION, CAMERA = "benchmark-passers-by", "benchmark"
+CAMERA = "benchmark"
 FPIR = 0.01
 SINGLE_FRAMES = 4  # searches for single shots of each mated passage
 
@@ -82,11 +84,12 @@ class ObservedRecognition(Recognition):
         super().__init__(client, settings)
         self.stored: dict[str, PassageDecision] = {}
 
-    async def store(self, sighting: PendingSighting) -> None:
+    async def store(self, sighting: PendingSighting) -> str:
         """Store a sighting and keep its decision."""
-        await super().store(sighting)
+        stored = await super().store(sighting)
         assert sighting.decision is not None
         self.stored[sighting.passage] = sighting.decision
+        return stored
 
 
 def png(image: Image.Image) -> bytes:
@@ -96,18 +99,18 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-async def enrol(client: AsyncClient, stream: PassersBy) -> int:
+async def enrol(client: AsyncClient, collection: str, stream: PassersBy) -> int:
     """Enrol the people, and return how many have a face in the gallery."""
-    await client.create_collection(COLLECTION)
+    await client.create_collection(collection)
     done = 0
     for person in stream.enrolled:
         pictures = [png(still(photo)) for photo in enrolled_photos(person)]
-        answer = await client.enrol(COLLECTION, person.name, pictures, quality_gate=False)
+        answer = await client.enrol(collection, person.name, pictures, quality_gate=False)
         done += bool(answer.indexed)
     return done
 
 
-async def single_frames(client: AsyncClient, walks: Sequence[Walk], draw: Any) -> tuple[int, int]:
+async def single_frames(client: AsyncClient, collection: str, walks: Sequence[Walk], draw: Any) -> tuple[int, int]:
     """Search for single frames of mated walks, at the whole FPIR: the counts of misses and of searches."""
     misses = searches = 0
     for walk in walks:
@@ -116,73 +119,105 @@ async def single_frames(client: AsyncClient, walks: Sequence[Walk], draw: Any) -
             left, top, right, bottom = walk.box(index)
             margin = 0.6 * (right - left)
             crop = draw(index).crop((int(left - margin), int(top - margin), int(right + margin), int(bottom + margin)))
-            answer = await client.search_passage(png(crop), COLLECTION, limit=1, fpir=FPIR)
+            answer = await client.search_passage(png(crop), collection, limit=1, fpir=FPIR)
             candidate = answer.candidates[0].subject_id if answer.candidates else None
             misses += not (answer.status == "match" and candidate == walk.person.name)
             searches += 1
     return misses, searches
 
 
+@dataclass
+class Outcome:
+    """What became of a walk: its sightings' decisions, and whether it is of somebody who is enrolled."""
+
+    walk: Walk
+    enrolled: bool
+    decisions: list[PassageDecision] = field(default_factory=list)
+
+    @property
+    def false_alarm(self) -> bool:
+        """Whether somebody who is not enrolled is named."""
+        return not self.enrolled and any(decision.matched for decision in self.decisions)
+
+    @property
+    def found(self) -> bool:
+        """Whether the person is named."""
+        return any(decision.subject == self.walk.person.name for decision in self.decisions)
+
+    @property
+    def wrong_subject(self) -> bool:
+        """Whether somebody who is enrolled is named as another subject."""
+        named = {decision.subject for decision in self.decisions if decision.matched}
+        return self.enrolled and bool(named - {self.walk.person.name})
+
+    def __str__(self) -> str:
+        """Return a line about it."""
+        walk = self.walk
+        person = f"{walk.person.name} ({'enrolled' if self.enrolled else 'not enrolled'})"
+        decisions = "; ".join(f"{item.subject or item.status}, {item.shots} shots" for item in self.decisions)
+        return f"walk {walk.number}, frames {walk.start} to {walk.stop}, {person}: {decisions or 'no sighting'}"
+
+
+def outcomes(
+    stream: PassersBy, owners: dict[str, int | None], stored: dict[str, PassageDecision]
+) -> dict[int, Outcome]:
+    """Return the outcome of each walk by its number; `owners` is the walk of each passage."""
+    enrolled = {person.name for person in stream.enrolled}
+    found = {walk.number: Outcome(walk, walk.person.name in enrolled) for walk in stream.walks}
+    for passage, number in owners.items():
+        if number is not None:
+            found[number].decisions.append(stored[passage])
+    return found
+
+
 def figures(
     stream: PassersBy, walks: dict[str, list[Walk | None]], stored: dict[str, PassageDecision]
 ) -> dict[str, float | int]:
-    """Return the figures of the sightings."""
-    enrolled = {person.name for person in stream.enrolled}
-    owners: dict[str, Walk | None] = {}
-    switched = detections = mixed = 0
-    for passage in stored:
-        counts = Counter(walk.number if walk else None for walk in walks[passage])
-        number, most = counts.most_common(1)[0]
-        owners[passage] = None if number is None else stream.walks[number]
-        detections += counts.total()
-        switched += counts.total() - most
-        mixed += len(counts) > 1
-    per_walk = Counter(walk.number for walk in owners.values() if walk)
-    false_alarms = {
-        walk.number
-        for passage, walk in owners.items()
-        if walk and walk.person.name not in enrolled and stored[passage].matched
-    }
-    wrong = {
-        walk.number
-        for passage, walk in owners.items()
-        if walk and walk.person.name in enrolled and stored[passage].subject not in (None, walk.person.name)
-    }
-    right = {walk.number for passage, walk in owners.items() if walk and stored[passage].subject == walk.person.name}
-    mated = [walk.number for walk in stream.walks if walk.person.name in enrolled]
-    others = len(stream.walks) - len(mated)
+    """Return the figures of the sightings, and print the walks with errors."""
+    counts = {passage: Counter(walk.number if walk else None for walk in walks[passage]) for passage in stored}
+    owners = {passage: count.most_common(1)[0][0] for passage, count in counts.items()}
+    results = outcomes(stream, owners, stored)
+    for item in results.values():
+        if len(item.decisions) != 1 or item.false_alarm or item.wrong_subject or (item.enrolled and not item.found):
+            print(item)
+    detections = sum(count.total() for count in counts.values())
+    switched = detections - sum(max(count.values()) for count in counts.values())
+    sightings = [len(item.decisions) for item in results.values()]
+    mated = sum(item.enrolled for item in results.values())
+    false_alarms = sum(item.false_alarm for item in results.values())
+    found = sum(item.enrolled and item.found for item in results.values())
     return {
-        "passages": len(stream.walks),
+        "passages": len(results),
         "sightings": len(stored),
-        "sightings_per_passage": round(sum(per_walk.values()) / len(stream.walks), 4),
-        "once": sum(count == 1 for count in per_walk.values()),
-        "missed": len(stream.walks) - len(per_walk),
-        "repeated": sum(count > 1 for count in per_walk.values()),
-        "of_nobody": sum(walk is None for walk in owners.values()),
+        "sightings_per_passage": round(sum(sightings) / len(results), 4),
+        "once": sightings.count(1),
+        "missed": sightings.count(0),
+        "repeated": sum(count > 1 for count in sightings),
+        "of_nobody": sum(owner is None for owner in owners.values()),
         "detections": detections,
         "switched": switched,
         "switch_share": round(switched / max(detections, 1), 5),
-        "mixed_passages": mixed,
-        "non_mated": others,
-        "false_alarms": len(false_alarms),
-        "fpir": round(len(false_alarms) / max(others, 1), 5),
-        "mated": len(mated),
-        "found": len(right),
-        "wrong_subject": len(wrong),
-        "fnir": round(1 - len(right) / max(len(mated), 1), 4),
+        "mixed_passages": sum(len(count) > 1 for count in counts.values()),
+        "non_mated": len(results) - mated,
+        "false_alarms": false_alarms,
+        "fpir": round(false_alarms / max(len(results) - mated, 1), 5),
+        "mated": mated,
+        "found": found,
+        "wrong_subject": sum(item.wrong_subject for item in results.values()),
+        "fnir": round(1 - found / max(mated, 1), 4),
     }
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Enrol, watch, and return the row of figures."""
-    stream = PassersBy(test_people("faces", 4), options.passages, seed=options.seed, bursts=options.bursts)
+    stream = PassersBy(people_of("faces", options.split, 4), options.passages, seed=options.seed, bursts=options.bursts)
     source = Playback(stream) if options.realtime else stream
     service = psutil.Process(options.service_pid) if options.service_pid else None
     events: list[dict[str, Any]] = []
     async with AsyncClient(options.url, timeout=300, retries=NEVER) as client:
-        enrolled = await enrol(client, stream)
+        enrolled = await enrol(client, options.collection, stream)
         print(f"{enrolled} of {len(stream.enrolled)} people enrolled, {stream.frame_count} frames", flush=True)
-        recognition = ObservedRecognition(client, WatchSettings(CAMERA, COLLECTION, fpir=FPIR))
+        recognition = ObservedRecognition(client, WatchSettings(CAMERA, options.collection, fpir=FPIR))
         with tempfile.TemporaryDirectory() as folder, SightingQueue(Path(folder)) as queue:
 
             def write(line: str) -> None:
@@ -196,14 +231,15 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             before = cpu(service)
             begun = time.monotonic()
             await watcher.run()
-            seconds, spent = time.monotonic() - begun, cpu(service) - before
+            seconds, spent = time.monotonic() - begun, cpu(service) - before - stream.drawing_s
         mated = [walk for walk in stream.walks if walk.person in stream.enrolled]
-        misses, searches = await single_frames(client, mated, stream.draw)
-        await client.erase_collection(COLLECTION)
+        misses, searches = await single_frames(client, options.collection, mated, stream.draw)
+        await client.erase_collection(options.collection)
     summary = next(event for event in reversed(events) if event["event"] == "summary")
     frames = watcher.metrics.counts.processed
     latency = watcher.metrics.answer.summary() or {}
     return {
+        "split": options.split,
         "bursts": options.bursts,
         "realtime": options.realtime,
         "seed": options.seed,
@@ -240,6 +276,8 @@ def main() -> None:
     parser.add_argument(
         "--realtime", action="store_true", help="frames arrive at their time, and late ones are dropped"
     )
+    parser.add_argument("--collection", default="benchmark-passers-by")
+    parser.add_argument("--split", choices=("test", "calibrate"), default="test", help="the identities that are shown")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     row = asyncio.run(run(options))

@@ -2,12 +2,13 @@
 
 A walk is one passage of one person: 3 to 15 different photos of the person, each for HOLD frames, on a straight path
 towards the camera, with blur of the movement and of the focus, and a varying brightness. At most AT_ONCE people are in
-view, and they may hide each other.
+view, and they may hide each other. Most people of the data set have few photos, so most walks take one or two seconds.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +21,13 @@ from app.watch.source.frames import Frame
 from models.align import SIDE
 from training.core.seeds import derive
 from training.datasets import images
-from training.datasets.faces import split_of
+from training.datasets.faces import FaceSplit, split_of
 
 WIDTH, HEIGHT, FPS = 1280, 720, 10
-FEWEST, MOST, HOLD, AT_ONCE = 3, 15, 2, 3
+FEWEST, MOST, HOLD, AT_ONCE = 3, 15, 3, 3
 FIRST_SIZE, LAST_SIZE = (60, 110), (110, 220)  # sides of the pasted photo in pixels, at the start and the end of a walk
 MOST_SPEED = 0.25  # of the frame's width per second
+MOST_GROWTH = 0.7  # of the size's logarithm, per second: somebody who comes nearer by 1.4 m/s at a distance of 2 m
 ENROLLED_SHARE, ENROLLED_PHOTOS = 0.3, 3
 SCENES = ("coffee", "rocket", "chelsea")
 Box = tuple[float, float, float, float]
@@ -39,13 +41,13 @@ class Person:
     photos: list[Image.Image]
 
 
-def test_people(dataset: str, fewest: int) -> list[Person]:
-    """Return the test identities with at least so many photos, in an order that depends on the data set only."""
+def people_of(dataset: str, split: FaceSplit, fewest: int) -> list[Person]:
+    """Return the split's identities with at least so many photos, in an order that depends on the data set only."""
     source = images.find(dataset, "train")
     found: dict[str, list[Image.Image]] = {}
     for _, file, label in source.rows():
         name = source.classes[label].replace("/", "-")  # a subject id
-        if split_of(source.classes[label]) == "test":
+        if split_of(source.classes[label]) == split:
             with Image.open(file) as image:  # type: ignore[arg-type]
                 found.setdefault(name, []).append(image.convert("RGB"))
     return [Person(name, found[name]) for name in sorted(found) if len(found[name]) >= fewest]
@@ -105,12 +107,14 @@ def soft_mask() -> Image.Image:
 class PassersBy:
     """A source of frames (`app.watch.source.frames.Source`) with `count` walks; the same seed gives the same frames.
 
-    `bursts`: each walk shows one photo, with varying blur, in place of different photos.
+    `bursts`: each walk shows one photo, with varying blur, in place of different photos. `drawing_s` is the CPU time
+    that drawing has taken, which a camera does not need.
     """
 
     live = False
 
     def __init__(self, people: Sequence[Person], count: int, *, seed: int = 0, bursts: bool = False) -> None:
+        self.drawing_s = 0.0
         random = np.random.default_rng(derive(seed, "passers-by"))
         chosen = [people[index] for index in random.permutation(len(people))]
         self.enrolled = chosen[: round(ENROLLED_SHARE * min(count, len(chosen)))]
@@ -137,7 +141,9 @@ class PassersBy:
         else:
             picks = random.permutation(len(available))[: min(count, len(available))]
             shown = [available[pick] for pick in picks]
-        sizes = float(random.uniform(*FIRST_SIZE)), float(random.uniform(*LAST_SIZE))
+        first = float(random.uniform(*FIRST_SIZE))
+        growth = math.exp(MOST_GROWTH * HOLD * len(shown) / FPS)
+        sizes = first, min(float(random.uniform(*LAST_SIZE)), first * growth)
         margin = LAST_SIZE[1] / 2
         begin = float(random.uniform(margin, WIDTH - margin)), float(random.uniform(margin, HEIGHT / 2))
         reach = MOST_SPEED * WIDTH * HOLD * len(shown) / FPS
@@ -155,9 +161,11 @@ class PassersBy:
 
     def draw(self, index: int) -> Image.Image:
         """Return frame `index`; nearer people hide others."""
+        begun = time.thread_time()
         canvas, mask = self._scenes[index // 600 % len(self._scenes)].copy(), soft_mask()
         for walk in sorted(self.walks_at(index), key=lambda walk: walk.place(index)[2]):
             walk.draw(canvas, index, mask)
+        self.drawing_s += time.thread_time() - begun
         return canvas
 
     def walks_at(self, index: int) -> Iterator[Walk]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from app.watch.decisions import PassageDecision, better
-from app.watch.passages import GAP_S, Passages, TrackedPassage, adjacent
+from app.watch.passages import GAP_S, Passages, TrackedPassage
 from app.watch.shots import LARGEST_CROP, MOST_SHOTS, BestShots, crop_jpeg, score_of
 from app.watch.source.frames import Frame
 from app.watch.tracker import Track
@@ -53,6 +53,13 @@ def test_neighbouring_frames_give_one_shot_the_best_of_them() -> None:
     for index, side in enumerate([60.0, 100.0, 80.0]):
         shots.offer(detected(side), index * 0.05, lambda side=side: str(side).encode())  # type: ignore[misc]
     assert [shot.jpeg for shot in shots.best_first] == [b"100.0"]
+
+
+def test_a_face_that_comes_nearer_has_a_shot_of_each_quarter_of_a_second() -> None:
+    shots = BestShots()
+    for index in range(20):
+        shots.offer(detected(60.0 + index), index * 0.1, lambda index=index: str(index).encode())  # type: ignore[misc]
+    assert [int(shot.jpeg) for shot in shots.best_first] == [19, 17, 14, 12, 9, 7, 4, 2]
 
 
 def test_at_most_so_many_shots_are_kept_and_the_worst_is_replaced() -> None:
@@ -156,11 +163,25 @@ def test_which_tracks_may_continue_a_passage(x: float, size: float, time: float,
         assert passages.predecessor(second) is None
 
 
-def test_adjacent_tracks() -> None:
+@pytest.mark.parametrize(
+    ("x", "began", "reasons", "continues"),
+    [
+        (0.55, 1.0, ("LOW_CONFIDENCE",), True),
+        (0.75, 1.0, ("LOW_CONFIDENCE",), False),  # too far away
+        (0.55, 2.0, ("LOW_CONFIDENCE",), False),  # too late
+        (0.55, 1.0, (), False),  # it has a usable shot to compare
+    ],
+)
+def test_a_passage_that_ends_is_continued_by_a_near_one_without_a_usable_shot(
+    x: float, began: float, reasons: tuple[str, ...], continues: bool
+) -> None:
     passages = Passages()
     first = seen(passages, Track(0.5, 0.5, 0.1, 0.0), [0.0])
-    assert adjacent(first, seen(passages, Track(0.55, 0.5, 0.1, 1.0), [1.0]))
-    assert not adjacent(first, seen(passages, Track(0.75, 0.5, 0.1, 1.0), [1.0]))
+    second = seen(passages, Track(x, 0.5, 0.1, began), [began, began + 0.1, began + 0.2], reasons=reasons)
+    assert passages.adjacent(GAP_S) is None  # it has not ended yet
+    assert passages.adjacent(GAP_S + 0.1) == ((first, second) if continues else None)
+    second.comparing = True
+    assert passages.adjacent(GAP_S + 0.1) is None
 
 
 def test_a_merged_passage_has_the_shots_times_and_decision_of_both() -> None:
