@@ -10,6 +10,7 @@ from models.matching import CardModel, Matching
 from models.passages import MAX_FRAMES
 from models.preprocess import Preprocess
 from models.registry import Task, configure, lookup
+from models.rejection import Rejection
 from models.tta import Tta
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -63,7 +64,8 @@ class ModelCard(CardModel):
     """The card of a served model. `sha256` is that of its `model.safetensors`.
 
     `matching` interprets the similarity of two faces; `passages` has the same for a face and the fused vector of 1, 2,
-    3, ... frames of a passage (`models.passages`), empty without that calibration.
+    3, ... frames of a passage (`models.passages`), empty without that calibration. `rejection` decides whether an image
+    shows none of a classifier's classes; None without that calibration.
     """
 
     schema_version: Literal[1] = 1
@@ -78,6 +80,7 @@ class ModelCard(CardModel):
     tta: Tta = "none"
     matching: Matching | None = None
     passages: tuple[Matching, ...] = ()
+    rejection: Rejection | None = None
     tolerance: Tolerance = Tolerance()
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()
@@ -98,6 +101,10 @@ class ModelCard(CardModel):
             (
                 self.task != "classify" and self.temperature != 1,
                 f"a temperature is a classifier's, not that of a network to {self.task}",
+            ),
+            (
+                self.task != "classify" and self.rejection is not None,
+                f"rejection is a classifier's, not that of a network to {self.task}",
             ),
             (
                 self.task != "embed" and self.matching is not None,
