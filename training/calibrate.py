@@ -1,4 +1,4 @@
-"""Calibrate a trained model, and write the calibration into its card: `python -m training.calibrate WEIGHTS --data DATA`.
+"""Write a calibration into a trained model's card: `python -m training.calibrate WEIGHTS --data DATA`.
 
 An embedder: thresholds and match probabilities (`models.matching.Matching`) are fitted to the identities of the
 calibration split, for two faces, and for the fused frames of a passage (`models.passages`). A classifier: the rejection
