@@ -60,12 +60,28 @@ class Tolerance(CardModel):
     maps: Annotated[float, Field(ge=0)] = 0.001
 
 
+class Int8(CardModel):
+    """The quantised network beside the weights, which OpenVINO runs with 8-bit integers (`models.quantisation`).
+
+    `sha256` is that of its two files; `images` is the number of images that determined the ranges of its values. On
+    `compared` other images its most probable class was that of torch for a share `agreement`. `tolerance` is the
+    tolerance of this runtime alone.
+    """
+
+    sha256: Sha256
+    images: Annotated[int, Field(ge=1)]
+    compared: Annotated[int, Field(ge=1)]
+    agreement: Annotated[float, Field(ge=0, le=1)]
+    tolerance: Tolerance
+
+
 class ModelCard(CardModel):
     """The card of a served model. `sha256` is that of its `model.safetensors`.
 
     `matching` interprets the similarity of two faces; `passages` has the same for a face and the fused vector of 1, 2,
     3, ... frames of a passage (`models.passages`), empty without that calibration. `rejection` decides whether an image
-    shows none of a classifier's classes; None without that calibration.
+    shows none of a classifier's classes; None without that calibration. `int8` describes a classifier's quantised
+    network; None if there is none.
     """
 
     schema_version: Literal[1] = 1
@@ -82,6 +98,7 @@ class ModelCard(CardModel):
     passages: tuple[Matching, ...] = ()
     rejection: Rejection | None = None
     tolerance: Tolerance = Tolerance()
+    int8: Int8 | None = None
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()
     training: Training | None = None
@@ -105,6 +122,10 @@ class ModelCard(CardModel):
             (
                 self.task != "classify" and self.rejection is not None,
                 f"rejection is a classifier's, not that of a network to {self.task}",
+            ),
+            (
+                self.task != "classify" and self.int8 is not None,
+                f"only a classifier is served quantised, not a network to {self.task}",
             ),
             (
                 self.task != "embed" and self.matching is not None,

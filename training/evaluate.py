@@ -32,7 +32,10 @@ def classify(
     dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
     write: Annotated[bool, typer.Option("--write", help="Put the figures into the card.")] = False,
 ) -> None:
-    """Print accuracy, NLL and ECE of a classifier at its card's temperature; `_tta`: with test-time augmentation."""
+    """Print accuracy, NLL and ECE of a classifier at its card's temperature.
+
+    `_tta`: with test-time augmentation; `_int8`: of the quantised network.
+    """
     with exit_on_error():
         _, metrics = measure_classifier(folder, dataset)
     _report(folder, metrics, write=write)
