@@ -67,8 +67,8 @@ def energies(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Return the energy of each row of logits: [N, K] -> [N]."""
     logits = logits.astype(np.float64)
     largest = logits.max(axis=1)
-    total: npt.NDArray[np.float64] = np.exp(logits - largest[:, None]).sum(axis=1)
-    return -(largest + np.log(total))
+    result: npt.NDArray[np.float64] = -(largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)))
+    return result
 
 
 def fit_rejection(logits: npt.NDArray[np.floating], data: str) -> Rejection:

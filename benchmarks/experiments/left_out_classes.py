@@ -12,7 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]
 
 from models import checkpoint
 from models.runtime import prepare
