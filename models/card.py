@@ -10,6 +10,7 @@ from models.matching import CardModel, Matching
 from models.passages import MAX_FRAMES
 from models.preprocess import Preprocess
 from models.registry import Task, configure, lookup
+from models.rejection import Rejection
 from models.tta import Tta
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -59,11 +60,28 @@ class Tolerance(CardModel):
     maps: Annotated[float, Field(ge=0)] = 0.001
 
 
+class Int8(CardModel):
+    """The quantised network beside the weights, which OpenVINO runs with 8-bit integers (`models.quantisation`).
+
+    `sha256` is that of its two files; `images` is the number of images that determined the ranges of its values. On
+    `compared` other images its most probable class was that of torch for a share `agreement`. `tolerance` is the
+    tolerance of this runtime alone.
+    """
+
+    sha256: Sha256
+    images: Annotated[int, Field(ge=1)]
+    compared: Annotated[int, Field(ge=1)]
+    agreement: Annotated[float, Field(ge=0, le=1)]
+    tolerance: Tolerance
+
+
 class ModelCard(CardModel):
     """The card of a served model. `sha256` is that of its `model.safetensors`.
 
     `matching` interprets the similarity of two faces; `passages` has the same for a face and the fused vector of 1, 2,
-    3, ... frames of a passage (`models.passages`), empty without that calibration.
+    3, ... frames of a passage (`models.passages`), empty without that calibration. `rejection` decides whether an image
+    shows none of a classifier's classes; None without that calibration. `int8` describes a classifier's quantised
+    network; None if there is none.
     """
 
     schema_version: Literal[1] = 1
@@ -78,7 +96,9 @@ class ModelCard(CardModel):
     tta: Tta = "none"
     matching: Matching | None = None
     passages: tuple[Matching, ...] = ()
+    rejection: Rejection | None = None
     tolerance: Tolerance = Tolerance()
+    int8: Int8 | None = None
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()
     training: Training | None = None
@@ -98,6 +118,14 @@ class ModelCard(CardModel):
             (
                 self.task != "classify" and self.temperature != 1,
                 f"a temperature is a classifier's, not that of a network to {self.task}",
+            ),
+            (
+                self.task != "classify" and self.rejection is not None,
+                f"rejection is a classifier's, not that of a network to {self.task}",
+            ),
+            (
+                self.task != "classify" and self.int8 is not None,
+                f"only a classifier is served quantised, not a network to {self.task}",
             ),
             (
                 self.task != "embed" and self.matching is not None,

@@ -7,18 +7,20 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import safetensors
 import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.card import ModelCard
+from models.card import Int8, ModelCard
 from models.registry import build
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+# The quantised network, if the card describes one, in OpenVINO's format.
+INT8_NETWORK_FILE, INT8_CONSTANTS_FILE = "int8.xml", "int8.bin"
 
 # Prefixes that DistributedDataParallel and torch.compile add to every name.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -26,6 +28,18 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 class CheckpointError(ValueError):
     """The folder does not hold a complete, consistent model."""
+
+
+class QuantisedNetwork(NamedTuple):
+    """The contents of the two files of a quantised network (`models.quantisation`)."""
+
+    network: bytes
+    constants: bytes
+
+    @property
+    def sha256(self) -> str:
+        """The hash of both files."""
+        return hashlib.sha256(hashlib.sha256(self.network).digest() + self.constants).hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -142,3 +156,25 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
     if not_finite := [name for name, value in module.state_dict().items() if not value.isfinite().all()]:
         raise CheckpointError(f"{path}: NaN or infinity in {', '.join(not_finite[:3])}")
     return module.eval(), card
+
+
+def save_int8(folder: Path, quantised: QuantisedNetwork, int8: Int8) -> None:
+    """Write the quantised network of the model in `folder`, and then its description into the card."""
+    write_atomically(folder / INT8_CONSTANTS_FILE, quantised.constants)
+    write_atomically(folder / INT8_NETWORK_FILE, quantised.network)
+    write_card(folder, read_card(folder).model_copy(update={"int8": int8}))
+
+
+def load_int8(folder: Path, card: ModelCard) -> QuantisedNetwork | None:
+    """Return the quantised network of the model in `folder`; None if the card describes none.
+
+    Raises:
+        CheckpointError: a file is missing, or the files have another hash than the card's.
+    """
+    if card.int8 is None:
+        return None
+    files = (read_file(folder / name, CheckpointError) for name in (INT8_NETWORK_FILE, INT8_CONSTANTS_FILE))
+    quantised = QuantisedNetwork(*files)
+    if quantised.sha256 != card.int8.sha256:
+        raise CheckpointError(f"{folder}: sha256 of the int8 files is {quantised.sha256}, the card says otherwise")
+    return quantised

@@ -10,12 +10,14 @@ import hashlib
 import math
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
@@ -74,8 +76,10 @@ class OpenVinoRuntime:
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], precision: Precision, key: str, folder: Path):
         self.name = f"openvino-cpu-{precision}"
+        self._compile(_converted(module, shape, key, folder), shape, precision, folder)
+
+    def _compile(self, model: openvino.Model, shape: tuple[int, ...], precision: Precision, folder: Path) -> None:
         self._shape = shape
-        model = _converted(module, shape, key, folder)
         sized = {size: _of_size(model, (size, *shape)) for size in SIZES}
         self.size = sum(_memory_bytes(fixed, 2 if precision == "bf16" else 4) for fixed in sized.values())
         self._requests = {size: _compiled(fixed, precision, folder) for size, fixed in sized.items()}
@@ -92,6 +96,19 @@ class OpenVinoRuntime:
         # Memory is shared: OpenVINO overwrites the output in the next call, after `run_in_batches` copied it.
         (output,) = self._requests[len(rows)].infer([rows.numpy()], share_inputs=True, share_outputs=True).values()
         return torch.from_numpy(output)
+
+
+class OpenVinoInt8Runtime(OpenVinoRuntime):
+    """A `Runtime` like `OpenVinoRuntime` for a quantised network, whose other operations are in float32.
+
+    `network` and `constants` are the contents of the .xml and the .bin file that `serialise` returned, for items of
+    `shape`.
+    """
+
+    def __init__(self, network: bytes, constants: bytes, shape: tuple[int, ...], folder: Path):
+        self.name = "openvino-cpu-int8"
+        values = _openvino().Tensor(np.frombuffer(constants, np.uint8))
+        self._compile(_core().read_model(network.decode(), values), shape, "f32", folder)
 
 
 class OpenVinoAnySizeRuntime:
@@ -111,6 +128,24 @@ class OpenVinoAnySizeRuntime:
         """See `Runtime`."""
         (output,) = self._request.infer([batch.contiguous().numpy()], share_inputs=True, share_outputs=True).values()
         return torch.from_numpy(output).to(torch.float32, copy=True)
+
+
+def convert(module: nn.Module, shape: tuple[int, ...]) -> openvino.Model:
+    """Convert the network for items of `shape`; -1 stands for any size."""
+    with torch.inference_mode(), warnings.catch_warnings():
+        # Tracing replaces checks of shapes by their results, which are valid, since every batch has this shape.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.simplefilter("ignore", FutureWarning)  # OpenVINO still uses torch.jit.trace
+        example = torch.zeros(2, *(EXAMPLE_SIDE if side < 0 else side for side in shape))
+        return _openvino().convert_model(module.eval(), example_input=example, input=[-1, *shape])
+
+
+def serialise(model: openvino.Model) -> tuple[bytes, bytes]:
+    """Return the contents of the network's .xml and .bin file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.xml")
+        _openvino().save_model(model, path, compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 
 def precisions() -> tuple[Precision, ...]:
@@ -148,12 +183,7 @@ def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path
     path = folder / f"{name[:32]}.xml"
     if path.is_file():
         return _core().read_model(path)
-    with torch.inference_mode(), warnings.catch_warnings():
-        # Tracing replaces checks of shapes by their results, which are valid, since every batch has this shape.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        warnings.simplefilter("ignore", FutureWarning)  # OpenVINO still uses torch.jit.trace
-        example = torch.zeros(2, *(EXAMPLE_SIDE if side < 0 else side for side in shape))
-        model = ov.convert_model(module.eval(), example_input=example, input=[-1, *shape])
+    model = convert(module, shape)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{name[:32]}.{os.getpid()}.xml"
     ov.save_model(model, temporary, compress_to_fp16=False)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Literal
 
-RuntimeSetting = Literal["auto", "torch", "openvino-f32", "openvino-bf16"]
+RuntimeSetting = Literal["auto", "torch", "openvino-f32", "openvino-bf16", "openvino-int8"]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from models import cuda_graph_runtime, openvino_runtime
 from models.card import Tolerance
-from models.checkpoint import write_atomically
+from models.checkpoint import QuantisedNetwork, write_atomically
 from models.cuda_graph_runtime import CudaGraphRuntime
-from models.openvino_runtime import OpenVinoAnySizeRuntime, OpenVinoRuntime
+from models.openvino_runtime import OpenVinoAnySizeRuntime, OpenVinoInt8Runtime, OpenVinoRuntime
 from models.runtime import Runtime, default_device, signature
 from models.runtime_names import RuntimeSetting
 from models.timing import RunWork, interleaved_medians, run_directly
@@ -33,11 +33,14 @@ from models.timing import RunWork, interleaved_medians, run_directly
 # accept images of any size.
 OutputKind = Literal["logits", "vectors", "maps"]
 
+INT8 = "openvino-cpu-int8"
 CROPS = 12  # of each image
 ROUNDS, TIMED_BATCHES = 5, (1, 16)
 COMPARED_BATCH = 16  # images per run, so that waiting requests run in between
 TIMED_MAPS = 4  # images, one by one
 
+# The tolerance of a runtime by its name.
+ToleranceOf = Callable[[str], Tolerance]
 # Converts an image to the network's input: float32 [C, H, W].
 PrepareImage = Callable[[Image.Image], Tensor]
 
@@ -91,7 +94,8 @@ class RuntimeSelector:
 
     `prepare` converts an image to the module's input, [C, H, W] of `shape`; for maps, `shape` is that of a large image.
     `key` identifies the weights and the submodel that `module` is. `folder` stores comparisons and OpenVINO's files. A
-    `requested` runtime is refused, too, if it does not agree.
+    `requested` runtime is refused, too, if it does not agree. `int8` is the quantised network, whose runtime has a
+    tolerance of its own.
     """
 
     module: nn.Module
@@ -102,6 +106,7 @@ class RuntimeSelector:
     key: str
     folder: Path
     requested: RuntimeSetting = "auto"
+    int8: tuple[QuantisedNetwork, Tolerance] | None = None
 
     @property
     def has_alternatives(self) -> bool:
@@ -131,7 +136,7 @@ class RuntimeSelector:
             runtimes,
             inputs,
             self.kind,
-            self.tolerance,
+            self._tolerance_of,
             include_reference=self.requested == "auto",
             run=run,
         )
@@ -154,14 +159,20 @@ class RuntimeSelector:
             # A copy, since the module serves while it is converted.
             return runtime(copy.deepcopy(self.module), self.shape, precision, key=self.key, folder=self.folder)
 
-        return {
-            f"openvino-cpu-{precision}": partial(create, precision)
-            for precision in openvino_runtime.precisions()
-            if self.requested in {"auto", f"openvino-{precision}"}
+        runtimes: dict[str, Callable[[], Runtime]] = {
+            f"openvino-cpu-{precision}": partial(create, precision) for precision in openvino_runtime.precisions()
         }
+        if self.int8 is not None:
+            runtimes[INT8] = partial(OpenVinoInt8Runtime, *self.int8[0], self.shape, self.folder)
+        names = runtimes.keys() if self.requested == "auto" else {self.requested.replace("openvino", "openvino-cpu")}
+        return {name: create_runtime for name, create_runtime in runtimes.items() if name in names}
+
+    def _tolerance_of(self, runtime: str) -> Tolerance:
+        return self.int8[1] if self.int8 is not None and runtime == INT8 else self.tolerance
 
     def _path(self, threads: int) -> Path:
-        question = f"{self.key} {self.requested} {self.kind} {self.tolerance.model_dump_json()}"
+        int8 = f" {self.int8[0].sha256} {self.int8[1].model_dump_json()}" if self.int8 is not None else ""
+        question = f"{self.key} {self.requested} {self.kind} {self.tolerance.model_dump_json()}{int8}"
         openvino = openvino_runtime.signature() if default_device().type == "cpu" else ""
         identity = f"{question} {signature()} {openvino} {threads}"
         return self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
@@ -172,7 +183,7 @@ def compare(
     candidates: Mapping[str, Runtime],
     inputs: Sequence[Tensor],
     kind: OutputKind,
-    tolerance: Tolerance,
+    tolerance_of: ToleranceOf,
     *,
     include_reference: bool = True,
     run: RunWork = run_directly,
@@ -184,7 +195,7 @@ def compare(
     batches = _batches(inputs, 1 if kind == "maps" else COMPARED_BATCH)
     expected, refused, agreeing = _outputs(reference, batches, run), {}, {}
     for name, runtime in candidates.items():
-        reason = disagreement(expected, _outputs(runtime, batches, run), kind, tolerance)
+        reason = disagreement(expected, _outputs(runtime, batches, run), kind, tolerance_of(name))
         if reason is None:
             agreeing[name] = runtime
         else:

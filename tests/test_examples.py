@@ -24,6 +24,7 @@ PAGES = (
     "docs/identification.md",
     "docs/operating.md",
     "docs/protocols.md",
+    "docs/rejection.md",
     "docs/scaling.md",
     "docs/sightings.md",
     "docs/weights.md",

@@ -1,8 +1,9 @@
-"""Calibrate an embedder that was not trained here: `python -m training.calibrate WEIGHTS --data faces`.
+"""Write a calibration into a trained model's card: `python -m training.calibrate WEIGHTS --data DATA`.
 
-Thresholds and match probabilities (`models.matching.Matching`) are fitted to the identities of the calibration split
-and written into the card: for two faces, and for the fused frames of a passage (`models.passages`). The weights, and so
-the fingerprints of collections, do not change.
+An embedder: thresholds and match probabilities (`models.matching.Matching`) are fitted to the identities of the
+calibration split, for two faces, and for the fused frames of a passage (`models.passages`). A classifier: the rejection
+of images of no class (`models.rejection`) is fitted to images on which it was not trained. The weights, and so the
+fingerprints of collections, do not change.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from training.datasets.faces import draw_pairs, rows_of
 from training.datasets.passages import draw_burst_rows
 from training.metrics.embedding import embed_faces, embed_rows, load_embedder
 from training.metrics.passages import BURSTS, People, WeightedFaces, crop_weight, embed_bursts, fit_passages
+from training.metrics.rejection import calibrate_rejection
 from training.metrics.verification import Floats, Scores
 
 cli = typer.Typer(add_completion=False)
@@ -79,11 +81,15 @@ def calibrate(
 @cli.command()
 def main(
     folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A folder with model.safetensors and card.json.")],
-    dataset: Annotated[str, typer.Option("--data", help="A data set of aligned faces under VESTIBULE_DATASETS.")],
-    flip: Annotated[bool, typer.Option(help="Average the vectors of a face and of its mirror image.")] = True,
+    dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS: faces, or images.")],
+    flip: Annotated[bool, typer.Option(help="An embedder: average the vectors of a face and its mirror image.")] = True,
 ) -> None:
-    """Write thresholds and probabilities into an embedder's card."""
+    """Write an embedder's thresholds and probabilities, or the rejection of a classifier, into the card."""
     with exit_on_error(ValueError):
+        if checkpoint.read_card(folder).task == "classify":
+            for quantile in calibrate_rejection(folder, dataset).quantiles:
+                typer.echo(f"reject {quantile.share:<9g} energy above {quantile.energy:.4f}")
+            return
         card = calibrate(folder, dataset, tta="flip" if flip else "none")
     for metric in card.metrics:
         typer.echo(f"{metric.name:16} {metric.value:.4f}  {metric.data}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.registry import build, configure
+from models.rejection import MIN_IMAGES, fit_rejection
 from models.runtime import TorchRuntime
 from models.temperature import fit_temperature
 from models.tta import VIEWS, Tta
@@ -134,7 +135,8 @@ class ClassificationTask:
         return gather_rows(self.accelerator, len(self._held_out), compute).movedim(0, 1)
 
     def best_model(self, networks: Mapping[str, Any]) -> TrainedModel:
-        """Choose temperature and test-time augmentation on the validation split; see `ExportTask`.
+        """Choose temperature and test-time augmentation on the validation split, and calibrate the rejection if it is
+        large enough; see `ExportTask`.
 
         The chosen views have the lowest NLL among those that lose no accuracy against the plain image.
         """
@@ -146,12 +148,15 @@ class ClassificationTask:
         plain = measured["none"]
         accurate = [kind for kind in VIEWS if measured[kind]["accuracy"] >= plain["accuracy"]]
         tta = min(accurate, key=lambda kind: measured[kind]["nll"])
+        data = f"{recipe.data.name} validation ({recipe.data.validation:,} cut from train)"
+        rejection = fit_rejection(logits["none"][0].numpy(), data) if len(labels) >= MIN_IMAGES else None
+        calibration = {"temperature": temperature, "tta": tta, "rejection": rejection}
         return TrainedModel(
             network,
             config,
             figures=plain | ({} if tta == "none" else {f"{name}_tta": value for name, value in measured[tta].items()}),
-            data=f"{recipe.data.name} validation ({recipe.data.validation:,} cut from train)",
-            card={"classes": self.images.classes, "temperature": temperature, "tta": tta, **self._provenance()},
+            data=data,
+            card={"classes": self.images.classes, **calibration, **self._provenance()},
         )
 
     def _served(self, state: Mapping[str, Tensor]) -> tuple[nn.Module, Any]:

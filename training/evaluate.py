@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from models import checkpoint
+from models.card import Metric
 from training.core.errors import exit_on_error
 from training.core.run_folder import Run
 from training.core.weights import update_metrics
@@ -18,6 +20,7 @@ from training.evaluation import measure_faces, measure_generators, report_faces,
 from training.evaluation.compare import compare
 from training.evaluation.measure_words import draw_recall, evaluate_run, recall_table, times
 from training.metrics.classification import measure_classifier
+from training.metrics.rejection import measure_rejection
 from training.recipe.config import runs_folder
 
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
@@ -29,9 +32,30 @@ def classify(
     dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
     write: Annotated[bool, typer.Option("--write", help="Put the figures into the card.")] = False,
 ) -> None:
-    """Print accuracy, NLL and ECE of a classifier at its card's temperature; `_tta`: with test-time augmentation."""
+    """Print accuracy, NLL and ECE of a classifier at its card's temperature.
+
+    `_tta`: with test-time augmentation; `_int8`: of the quantised network.
+    """
     with exit_on_error():
         _, metrics = measure_classifier(folder, dataset)
+    _report(folder, metrics, write=write)
+
+
+@cli.command()
+def rejection(
+    folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A folder with model.safetensors and card.json.")],
+    dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS with its classes.")],
+    foreign: Annotated[list[str], typer.Option(help="A data set without any of its classes; repeatable.")],
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into the card.")] = False,
+) -> None:
+    """Print the share of test images that a classifier accepts, and how well it separates foreign ones (AUROC)."""
+    with exit_on_error():
+        metrics = measure_rejection(folder, dataset, foreign)
+    _report(folder, metrics, write=write)
+
+
+def _report(folder: Path, metrics: Sequence[Metric], *, write: bool) -> None:
+    """Print figures, and with `write` put them into the card."""
     for metric in metrics:
         typer.echo(f"{metric.name:16} {metric.value:.4f}  {metric.data}")
     if write:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from app.schemas import Failed, Schema
+from models.rejection import LARGEST_SHARE, SMALLEST_SHARE
 
 
 class ClassifyParams(Schema):
@@ -15,6 +16,15 @@ class ClassifyParams(Schema):
     model: str | None = Field(None, description="A name from /models; by default the service's default classifier.")
     top_k: Annotated[int, Field(ge=1, le=1000, description="How many classes to return, most probable first.")] = 5
     tta: bool = Field(False, description="Use test-time augmentation, if the model's card has one.")
+    reject: Annotated[
+        float | None,
+        Field(
+            ge=SMALLEST_SHARE,
+            le=LARGEST_SHARE,
+            description="Say of each image whether it is `rejected` as one of none of the model's classes. The value is"
+            " the share of images of its classes that may be rejected by mistake; the model's card needs `rejection`.",
+        ),
+    ] = None
     sequence: bool = Field(
         False, description="Read a string of digits with a model of the ten digits; `top_k` is ignored."
     )
@@ -33,6 +43,12 @@ class Classified(Schema):
 
     index: int
     predictions: list[Prediction]
+    rejected: bool | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Whether the image shows none of the model's classes; only with `reject`. The predictions then are"
+        " the classes that it resembles most.",
+    )
 
 
 class Digit(Prediction):

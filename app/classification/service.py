@@ -20,6 +20,7 @@ from app.inference.predictor import Predictor
 from models.card import ModelCard
 from models.digit_segmentation import Lattice, build_lattice
 from models.digit_string_decoder import read
+from models.rejection import energies
 from models.tta import Tta, views
 
 DIGITS = tuple("0123456789")
@@ -46,6 +47,7 @@ class Classification:
         slots = self._predictor.queue_slots()
         if params.sequence:
             _check_sequence(model.card, params)
+        threshold = _rejection_threshold(model.card, params)
 
         preprocess = model.card.preprocess
 
@@ -58,8 +60,10 @@ class Classification:
 
         async def classify_image(index: int, data: bytes) -> Classified:
             logits = await self._predictor.run(model, await prepare(data), slots=slots)  # [views, classes]
-            probabilities = _probabilities(logits, model.card.temperature)
-            return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
+            predictions = _top(model.card, _probabilities(logits, model.card.temperature), params.top_k)
+            # The first view is the image itself, as in the calibration.
+            rejected = None if threshold is None else bool(energies(logits[:1].numpy())[0] > threshold)
+            return Classified(index=index, predictions=predictions, rejected=rejected)
 
         process = partial(self._read_string, model) if params.sequence else classify_image
         items = await self._predictor.for_each_image(images, process)
@@ -81,6 +85,20 @@ def _check_sequence(card: ModelCard, params: ClassifyParams) -> None:
         raise Unprocessable(f"{card.name} cannot read digit strings: they need grey input and the classes 0 to 9")
     if params.tta:
         raise Unprocessable("digit strings are read without test-time augmentation")
+    if params.reject is not None:
+        raise Unprocessable("digit strings are read without `reject`")
+
+
+def _rejection_threshold(card: ModelCard, params: ClassifyParams) -> float | None:
+    """Return the energy above which an image is rejected; None without `reject`."""
+    if params.reject is None:
+        return None
+    if card.rejection is None:
+        raise Unprocessable(
+            f"{card.name} is not calibrated to reject images: run"
+            f" `python -m training.calibrate weights/{card.name} --data DATASET`, then reload the model"
+        )
+    return card.rejection.threshold(params.reject)
 
 
 def _candidates(card: ModelCard, image: Image.Image) -> tuple[Lattice, list[Tensor]]:

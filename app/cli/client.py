@@ -57,6 +57,13 @@ def classify(  # noqa: PLR0913  options of a command
     model: Model = None,
     top_k: Annotated[int, typer.Option(min=1, max=1000, help="How many classes to print.")] = 3,
     tta: Annotated[bool, typer.Option("--tta", help="Use test-time augmentation, if the model has it.")] = False,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            help="Reject images of none of the model's classes, and by mistake this share of the others: 0.001 to 0.5.",
+            show_default=False,
+        ),
+    ] = None,
     sequence: Annotated[bool, typer.Option("--sequence", help="Read strings of digits.")] = False,
     as_json: AsJson = False,
     jobs: Jobs = 4,
@@ -68,11 +75,13 @@ def classify(  # noqa: PLR0913  options of a command
     def send(client: AsyncClient, image: ImageFile) -> Awaitable[Answers[Any]]:
         if sequence:
             return client.classify_sequence(image.path, model=model)
-        return client.classify(image.path, model=model, top_k=top_k, tta=tta)
+        return client.classify(image.path, model=model, top_k=top_k, tta=tta, reject=reject)
 
     def describe(_: ImageFile, item: Any) -> str:
         if sequence:
             return f"{item.sequence or 'no digits'}  {item.confidence:.3f}"
+        if item.rejected:
+            return "rejected"
         return ", ".join(f"{label.class_} {label.confidence:.3f}" for label in item.predictions)
 
     run_command(files, ImageCommand(send, describe), url, api_key, as_json=as_json, jobs=jobs)

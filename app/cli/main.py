@@ -17,6 +17,7 @@ from app.cli.folders import folders_cli
 from app.cli.gallery import gallery_cli
 from app.cli.keys import keys_cli
 from app.cli.photo_groups import groups_cli
+from app.cli.quantise import quantise_cli
 from app.cli.terminal import fail, read_settings, replace_unencodable
 from app.cli.watch import watch_cli
 
@@ -36,6 +37,7 @@ cli.add_typer(folders_cli)
 cli.add_typer(gallery_cli)
 cli.add_typer(groups_cli)
 cli.add_typer(keys_cli)
+cli.add_typer(quantise_cli)
 cli.add_typer(watch_cli)
 
 

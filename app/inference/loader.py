@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Setting
         raise UnknownModel(f"{card.name} has no {submodel.name}")
     network = submodel.extract(module)
     choice = _runtime_choice(network, card, submodel, settings)
+    if choice is not None and submodel == WHOLE and (int8 := checkpoint.load_int8(folder, card)) and card.int8:
+        choice = replace(choice, int8=(int8, card.int8.tolerance))
     torch_runtime = convert_out_of_memory(lambda: runtime.prepare(network))
     return PreparedModel(card, submodel, torch_runtime, choice)
 

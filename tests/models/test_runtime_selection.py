@@ -101,12 +101,14 @@ def test_fastest_runtime_that_agrees_is_selected(monkeypatch: pytest.MonkeyPatch
         "faster but wrong": SimulatedRuntime("faster but wrong", clock, change=3.0),
         "slow": SimulatedRuntime("slow", clock, seconds=4),
     }
-    comparison = compare(reference, candidates, inputs, "vectors", TOLERANCE)
+    comparison = compare(reference, candidates, inputs, "vectors", lambda _: TOLERANCE)
     assert comparison.fastest == "fast"
     assert set(comparison.seconds) == {"torch", "fast", "slow"}
     assert set(comparison.refused) == {"faster but wrong"}
     assert comparison.seconds["slow"] == pytest.approx(4 * (1 + 1 / 16))
-    without = partial(compare, reference, inputs=inputs, kind="vectors", tolerance=TOLERANCE, include_reference=False)
+    without = partial(
+        compare, reference, inputs=inputs, kind="vectors", tolerance_of=lambda _: TOLERANCE, include_reference=False
+    )
     assert set(without({"slow": candidates["slow"]}).seconds) == {"slow"}
     fallback = without({"wrong": candidates["faster but wrong"]})
     assert (fallback.fastest, list(fallback.refused)) == ("torch", ["wrong"])
@@ -125,11 +127,11 @@ def test_maps_of_any_size_are_compared_value_by_value(monkeypatch: pytest.Monkey
             return batch + (self._change if batch.shape[2:] == (6, 2) else 0)
 
     candidates = {"near": Maps("near", clock, 0.0009, 1), "off": Maps("off", clock, 0.0011, 0.5)}
-    comparison = compare(Maps("torch", clock, seconds=2), candidates, inputs, "maps", TOLERANCE)
+    comparison = compare(Maps("torch", clock, seconds=2), candidates, inputs, "maps", lambda _: TOLERANCE)
     assert comparison.seconds == {"near": pytest.approx(3), "torch": pytest.approx(6)}
     assert comparison.refused == {"off": "a value differs by 0.00110"}
     assert {shape[0] for shape in shapes} == {1}
-    comparison = compare(Maps("torch", clock, seconds=2), candidates, inputs, "maps", Tolerance(maps=0.002))
+    comparison = compare(Maps("torch", clock, seconds=2), candidates, inputs, "maps", lambda _: Tolerance(maps=0.002))
     assert comparison.fastest == "off"
 
 

@@ -74,7 +74,7 @@ def test_calibration_errors_are_reported(people: Path, monkeypatch: pytest.Monke
         (people / "untrained", ["--data", "people"], "calibration needs 1000000 non-mated pairs"),
         (people / "untrained", ["--data", "nobody"], "nobody"),
         (people / "nothing", ["--data", "people"], "No such file"),
-        (Path(__file__).parents[2] / "weights/lenet5-mnist", ["--data", "people"], "to classify, not to embed"),
+        (Path(__file__).parents[2] / "weights/lenet5-mnist", ["--data", "people"], "people has the classes"),
     ):
         result = CliRunner().invoke(calibrate.cli, [str(folder), *options])
         assert result.exit_code == 1

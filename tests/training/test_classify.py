@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.registry import REGISTRY, Architecture
 from models.tta import VIEWS, Tta
-from tests.training.conftest import CLASSES, TWO_PROCESSES, assert_error, sets
+from tests.training.conftest import CLASSES, TWO_PROCESSES, assert_error, png, sets, strokes, write_parquet
 from training import classify
 from training.core.export import begin
 from training.core.run_folder import Run
@@ -79,6 +79,21 @@ def test_classifier_is_trained_and_exported(workshop: Path) -> None:
     assert history[best["epoch"] - 1]["validation/accuracy"] == max(row["validation/accuracy"] for row in history)
     # `workshop` left a test file that nobody can read; it is still what it was.
     assert (workshop / "data/strokes/test.parquet").read_bytes().startswith(b"not parquet")
+
+
+def test_a_large_validation_split_calibrates_the_rejection(workshop: Path) -> None:
+    pictures, labels = strokes(1100, seed=5)
+    write_parquet(workshop / "data/strokes/train.parquet", [png(picture) for picture in pictures], labels)
+    result = invoke(workshop, *sets("data.validation=1000", "train.epochs=2"))
+    assert result.exit_code == 0, result.output
+    module, card = checkpoint.load(workshop / "runs/strokes/export/strokes")
+    images = data.load("strokes", "train", card.preprocess)
+    _, rows = stratified_split(images.labels, 1000, seed=3)
+    with torch.inference_mode():
+        energies = -module(card.preprocess.normalise(torch.from_numpy(images.images[rows]))).logsumexp(dim=1)
+    assert card.rejection is not None
+    assert (energies > card.rejection.threshold(0.05)).sum() == 50
+    assert card.rejection.data == "strokes validation (1,000 cut from train)"
 
 
 def test_all_settings_of_the_recipe_work(workshop: Path) -> None:

@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard
+from models.openvino_runtime import OpenVinoInt8Runtime
 from models.preprocess import Preprocess
 from models.runtime import Runtime, prepare
 from models.tta import VIEWS, Tta, views
 from training.core.errors import DataError
 from training.datasets.images import ImageSet, Indices, load
+from training.recipe.config import runs_folder
 
 
 def predict(
@@ -69,6 +71,8 @@ def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:
 def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metric]]:
     """Return the model's card and its figures on the data set's test split.
 
+    `_tta`: with test-time augmentation; `_int8`: of the quantised network, if the card describes one.
+
     Raises:
         CheckpointError: see `checkpoint.load`. DataError: see `images.load`; if the classes are not the card's.
     """
@@ -83,5 +87,10 @@ def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metr
     if card.tta != "none":
         averaged = classification(probabilities(logits, card.temperature), labels)
         figures |= {f"{name}_tta": value for name, value in averaged.items()}
+    if (int8 := checkpoint.load_int8(folder, card)) is not None:
+        quantised = OpenVinoInt8Runtime(*int8, card.preprocess.shape, runs_folder() / "cache" / "compiled")
+        outputs = predict(quantised, test, rows, card.preprocess)
+        rounded = classification(probabilities(outputs, card.temperature), labels)
+        figures |= {f"{name}_int8": value for name, value in rounded.items()}
     where = f"{dataset} test ({len(test.labels):,})"
     return card, [Metric(name=name, value=value, data=where) for name, value in figures.items()]

@@ -13,6 +13,9 @@ const METRICS = {
   nll: ["Log loss", (value) => value.toFixed(3)],
   nll_tta: ["Log loss, several views", (value) => value.toFixed(3)],
   eer: ["Equal error rate", percent],
+  "accepted@reject=0.05": ["Accepted, of its own classes, at a rejection of 5 %", percent],
+  auroc: ["AUROC of the rejection", (value) => value.toFixed(3)],
+  auroc_softmax: ["AUROC of the largest probability", (value) => value.toFixed(3)],
   psnr: ["PSNR", decibels],
   asked: ["Label recognised", percent],
   precision: ["Precision", percent],
@@ -45,6 +48,8 @@ export function figure(metric) {
 function describeMetric(name) {
   const rate = name.match(/^tar@fmr=(.*)$/);
   if (rate) return [`True matches at ${Number(rate[1]) * 100} % false`, percent];
+  const int8 = name.match(/^(\w+)_int8$/);
+  if (int8 && METRICS[int8[1]]) return [`${METRICS[int8[1]][0]}, 8-bit integers`, METRICS[int8[1]][1]];
   const noise = name.match(/^psnr_\w+?_([\d.]+)$/);
   if (noise) return [`PSNR, noise of σ ${Math.round(Number(noise[1]))}`, decibels];
   return [name.replaceAll("_", " "), (value) => (Number.isInteger(value) ? count(value) : value.toPrecision(3))];

@@ -59,10 +59,14 @@ class Prediction(Answer):
 
 
 class Classified(Answer):
-    """The classes of an image, the most probable first."""
+    """The classes of an image, the most probable first.
+
+    `rejected`: whether it shows none of the model's classes; None without `reject`.
+    """
 
     index: int
     predictions: list[Prediction]
+    rejected: bool | None = None
 
 
 class Classification(Answers[Classified]):

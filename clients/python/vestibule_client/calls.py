@@ -30,10 +30,14 @@ Labels = str | int | Iterable[str | int]
 
 
 def classify(
-    pictures: Pictures, *, model: str | None = None, top_k: int = 5, tta: bool = False
+    pictures: Pictures, *, model: str | None = None, top_k: int = 5, tta: bool = False, reject: float | None = None
 ) -> Call[Classification]:
-    """Classify an image, or each of several. `tta` uses test-time augmentation if the model has it."""
-    query = {"model": model, "top_k": top_k, "tta": tta}
+    """Classify an image, or each of several. `tta` uses test-time augmentation if the model has it.
+
+    With `reject`, 0.001 to 0.5, each result says whether the image is `rejected` as one of none of the model's classes;
+    `reject` is the share of images of its classes that may be rejected by mistake.
+    """
+    query = {"model": model, "top_k": top_k, "tta": tta, "reject": reject}
     return Call("POST", "/classify", Classification, query=query, files=tuple(parts("file", pictures)))
 
 

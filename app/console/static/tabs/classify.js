@@ -12,9 +12,13 @@ import { picker, release } from "../image_picker.js";
  * @typedef {import("../image_picker.js").Picture} Picture
  * @typedef {import("../model_cards.js").Detail} Detail
  * @typedef {{class: string, class_id: number, confidence: number}} Prediction
+ * @typedef {{predictions?: Prediction[], rejected?: boolean, digits?: Digit[], sequence?: string, confidence?: number, problem?: any}} Answer
  * @typedef {Prediction & {box: number[]}} Digit
  * @typedef {{picture: Picture, frame: ReturnType<typeof annotatedImage>, said: HTMLElement, element: HTMLElement}} Shown
  */
+
+/** The share of images of the model's own classes that may be rejected. */
+const REJECT = 0.05;
 
 const EXAMPLES = ["coffee.jpg", "cat.jpg", "astronaut.jpg", "digits.png"];
 
@@ -30,6 +34,7 @@ export default function classify() {
   const summary = h("div", { class: "summary" });
   const top = slider({ label: "Number of classes", min: 1, max: 10, step: 1, value: 5, onInput: runSoon });
   const tta = checkbox("Test-time augmentation", false, run);
+  const reject = checkbox("Reject images of none of its classes", false, run);
   const sequence = checkbox("Read a string of digits", false, () => {
     updateOptions();
     run();
@@ -52,7 +57,7 @@ export default function classify() {
       "div",
       { class: "side" },
       picker({ label: "Images", multiple: true, examples: EXAMPLES, onPictures: add }).element,
-      h("div", { class: "panel" }, field("Model", select), summary, top.element, tta.element, sequence.element, hint),
+      h("div", { class: "panel" }, field("Model", select), summary, top.element, tta.element, reject.element, sequence.element, hint),
       terminal.element,
     ),
     h("div", { class: "stage" }, h("div", { class: "row spread" }, took, clear), results),
@@ -88,6 +93,8 @@ export default function classify() {
     const string = sequence.box.checked;
     tta.box.disabled = string || !chosen || chosen.card.tta === "none";
     if (tta.box.disabled) tta.box.checked = false;
+    reject.box.disabled = string || !chosen?.card.rejection;
+    if (reject.box.disabled) reject.box.checked = false;
     top.input.disabled = string;
     const classes = chosen?.card.classes.length ?? 10;
     top.max = Math.min(10, classes);
@@ -163,6 +170,7 @@ export default function classify() {
       model: select.value,
       top_k: sequence.box.checked ? null : top.value,
       tta: tta.box.checked || null,
+      reject: reject.box.checked ? REJECT : null,
       sequence: sequence.box.checked || null,
     };
   }
@@ -216,7 +224,7 @@ export default function classify() {
 
 /**
  * @param {Shown} one
- * @param {{predictions?: Prediction[], digits?: Digit[], sequence?: string, confidence?: number, problem?: any}} answer
+ * @param {Answer} answer
  */
 function showResult({ said, frame, picture, element }, answer) {
   frame.mark([]);
@@ -226,6 +234,13 @@ function showResult({ said, frame, picture, element }, answer) {
   } else if (answer.digits) {
     frame.mark(answer.digits.map((digit) => ({ box: digit.box, label: digit.class })));
     replaceContent(said, ...string(picture, answer.sequence ?? "", answer.confidence ?? 0, answer.digits));
+  } else if (answer.rejected) {
+    replaceContent(
+      said,
+      h("p", { class: "name" }, picture.name),
+      h("strong", {}, "None of the model's classes"),
+      h("p", { class: "hint" }, `The most similar class is ${answer.predictions?.[0].class}.`),
+    );
   } else {
     replaceContent(said, h("p", { class: "name" }, picture.name), ranking(answer.predictions ?? []));
   }

@@ -1,0 +1,126 @@
+"""Quantised classifiers beside torch, and the files that describe them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from models import checkpoint
+from models.card import Tolerance
+from models.checkpoint import INT8_CONSTANTS_FILE, INT8_NETWORK_FILE, CheckpointError
+from models.openvino_runtime import OpenVinoInt8Runtime
+from models.quantisation import MIN_IMAGES, QuantisationError, quantise_model
+from models.runtime import TorchRuntime
+from models.runtime_selection import RuntimeSelector
+
+PROJECT = Path(__file__).parents[2]
+
+
+def images(count: int) -> list[Image.Image]:
+    """scikit-learn's digits, framed as in MNIST."""
+    framed = []
+    for pixels in load_digits().images[:count]:
+        canvas = Image.new("L", (28, 28))
+        canvas.paste(Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize((20, 20)), (4, 4))
+        framed.append(canvas)
+    return framed
+
+
+def digits(count: int) -> list[Tensor]:
+    """scikit-learn's digits as inputs of lenet5-mnist."""
+    preprocess = checkpoint.read_card(PROJECT / "weights/lenet5-mnist").preprocess
+    return [preprocess(image) for image in images(count)]
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of lenet5-mnist with a quantised network."""
+    folder = tmp_path_factory.mktemp("weights") / "lenet5-mnist"
+    shutil.copytree(PROJECT / "weights/lenet5-mnist", folder)
+    int8 = quantise_model(folder, digits(300), folder.parent / "cache")
+    assert (int8.images, int8.compared) == (100, 200)
+    return folder
+
+
+def test_quantised_network_agrees_with_torch(quantised: Path, tmp_path: Path) -> None:
+    module, card = checkpoint.load(quantised)
+    files = checkpoint.load_int8(quantised, card)
+    assert files is not None
+    assert card.int8 is not None
+    assert len(files.constants) < (quantised / checkpoint.WEIGHTS_FILE).stat().st_size / 3
+    runtime = OpenVinoInt8Runtime(*files, card.preprocess.shape, tmp_path)
+    fresh = torch.stack(digits(900)[500:])
+    with torch.inference_mode():
+        expected = module(fresh)
+    assert (runtime(fresh).argmax(dim=1) == expected.argmax(dim=1)).double().mean() >= 0.97
+    assert card.int8.agreement >= 0.97
+    assert runtime.name == "openvino-cpu-int8"
+
+
+def test_it_is_a_runtime_with_its_own_tolerance(quantised: Path, tmp_path: Path) -> None:
+    module, card = checkpoint.load(quantised)
+    files = checkpoint.load_int8(quantised, card)
+    assert files is not None
+    reference = TorchRuntime(module, torch.device("cpu"))
+    for number, image in enumerate(images(3)):
+        image.save(tmp_path / f"{number}.jpg")
+    for tolerance, expected in (
+        (Tolerance(top1=0.5, probability=1), "openvino-cpu-int8"),
+        (Tolerance(probability=0), reference.name),
+    ):
+        selector = RuntimeSelector(
+            module, card.preprocess, card.preprocess.shape, "logits", card.tolerance, "key", tmp_path,
+            "openvino-int8", (files, tolerance),
+        )  # fmt: skip
+        runtime, comparison = selector.select(reference, tmp_path)
+        assert runtime.name == expected
+        assert comparison is not None
+        assert (("openvino-cpu-int8" in comparison.refused), list(comparison.seconds)) == (
+            expected == reference.name,
+            [expected],
+        )
+
+
+def test_changed_and_missing_files_are_refused(quantised: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lenet5-mnist"
+    shutil.copytree(quantised, folder)
+    card = checkpoint.read_card(folder)
+    constants = bytearray((folder / INT8_CONSTANTS_FILE).read_bytes())
+    constants[100] ^= 1
+    (folder / INT8_CONSTANTS_FILE).write_bytes(constants)
+    with pytest.raises(CheckpointError, match="sha256 of the int8 files"):
+        checkpoint.load_int8(folder, card)
+    (folder / INT8_NETWORK_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"int8\.xml"):
+        checkpoint.load_int8(folder, card)
+    assert checkpoint.load_int8(folder, card.model_copy(update={"int8": None})) is None
+
+
+def test_errors_change_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lenet5-mnist", "mobilefacenet"):
+        shutil.copytree(PROJECT / "weights" / name, tmp_path / name)
+    before = checkpoint.read_card(tmp_path / "lenet5-mnist")
+    for name, inputs, message in (
+        ("mobilefacenet", digits(300), "only classifiers"),
+        ("lenet5-mnist", digits(MIN_IMAGES - 1), f"at least {MIN_IMAGES} images"),
+        (
+            "lenet5-mnist",
+            [-digit for digit in digits(20)] + digits(60)[20:],
+            "is not quantised: the most probable class",
+        ),
+    ):
+        with pytest.raises(QuantisationError, match=message):
+            quantise_model(tmp_path / name, inputs, tmp_path / "cache", 1.0)
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(QuantisationError, match="pip install"):
+        quantise_model(tmp_path / "lenet5-mnist", digits(MIN_IMAGES), tmp_path / "cache")
+    assert checkpoint.read_card(tmp_path / "lenet5-mnist") == before
+    assert not list(tmp_path.rglob("int8*"))
