@@ -1,0 +1,40 @@
+"""Write a network of torch as an ONNX file."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import torch
+from torch import nn
+
+from models.openvino_runtime import EXAMPLE_SIDE
+
+INPUT = "images"
+_OPSET = 17
+
+
+def export_onnx(module: nn.Module, shape: tuple[int, ...], output: str) -> bytes:
+    """Return the ONNX file of a network in evaluation mode: any number of images [N, *shape], of the weights' type.
+
+    A side of -1 in `shape` may have any length. The input is named `images`, the output has the name given.
+    """
+    type_ = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    example = torch.zeros(2, *(EXAMPLE_SIDE if side < 0 else side for side in shape), dtype=type_)
+    axes = {0: "count"} | {axis: f"side{axis}" for axis, side in enumerate(shape, 1) if side < 0}
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        # The other exporter needs a further package, onnxscript; this one is deprecated and complete.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            file,
+            input_names=[INPUT],
+            output_names=[output],
+            dynamic_axes={INPUT: axes, output: dict(list(axes.items())[:1])},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+    return file.getvalue()
