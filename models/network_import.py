@@ -62,9 +62,9 @@ class NetworkOptions:
     license: str = UNKNOWN_LICENSE
 
 
-def name_of(file: Path) -> str:
-    """Return a model's name made from a file's name: lower-case letters, digits, dots, hyphens and underscores."""
-    return re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("._-")[:64]
+def model_name(text: str) -> str:
+    """Return a model's name made from a text: lower-case letters, digits, dots, hyphens and underscores."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-")[:64]
 
 
 def read_classes(file: Path) -> tuple[str, ...]:

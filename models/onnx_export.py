@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,8 +23,8 @@ def export_onnx(module: nn.Module, shape: tuple[int, ...], output: str) -> bytes
     type_ = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     example = torch.zeros(2, *(EXAMPLE_SIDE if side < 0 else side for side in shape), dtype=type_)
     axes = {0: "count"} | {axis: f"side{axis}" for axis, side in enumerate(shape, 1) if side < 0}
-    file = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
+        file = Path(folder) / "network.onnx"
         # The other exporter needs a further package, onnxscript; this one is deprecated and complete.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
@@ -37,4 +38,4 @@ def export_onnx(module: nn.Module, shape: tuple[int, ...], output: str) -> bytes
             opset_version=_OPSET,
             dynamo=False,
         )
-    return file.getvalue()
+        return file.read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -12,6 +12,7 @@ from app.cli.terminal import fail, read_settings
 
 if TYPE_CHECKING:
     from models.card import ModelCard
+    from models.network_files import NetworkFormat
     from models.network_import import Report
 
 # Commands must start without importing torch: functions import what they need.
@@ -20,7 +21,8 @@ networks_cli = typer.Typer()
 Source = Annotated[
     str,
     typer.Argument(
-        help="As package:efficientnet-lite0, torchvision:resnet50, onnx:FILE, openvino:FILE.xml, or tflite:FILE.",
+        help="As package:efficientnet-lite0, torchvision:resnet50, onnx:FILE, openvino:FILE.xml, tflite:FILE or"
+        " timm:resnet18.",
         show_default=False,
     ),
 ]
@@ -28,7 +30,7 @@ From = Annotated[
     Path | None,
     typer.Option(
         "--from",
-        help="Read this file instead of downloading: a .tflite, or one of torchvision's .pth files.",
+        help="Read this file instead of downloading: one of torchvision's .pth files, timm's .safetensors or .pth.",
         show_default=False,
     ),
 ]
@@ -108,31 +110,43 @@ def import_model(  # noqa: PLR0913  options of a command
         "license": license,
     }
     options = {key: value for key, value in options.items() if value is not None}
-    is_file = source not in SOURCES and source.partition(":")[0] in get_args(NetworkFormat)
+    kind = "" if source in SOURCES else source.partition(":")[0]
     try:
-        if is_file:
-            card = _import_file(source, folder, task, options, report)
+        if kind == "timm" or kind in get_args(NetworkFormat):
+            card = _import_network(source, folder, file, {"task": task or _default_task(kind)} | options, report)
+        elif task or options:
+            fail("options beside --from are for onnx:, openvino:, tflite: and timm:")
         else:
-            if task or options:
-                fail("options beside --from are for onnx:, openvino: and tflite: files")
             card = import_weights(source, folder, file, report)
     except ImportWeightsError as error:
         fail(str(error))
     typer.echo(f"{card.name} {card.version} is in {folder / card.name}")
 
 
-def _import_file(
-    source: str, folder: Path, task: Literal["classify", "embed"] | None, options: dict[str, Any], report: Report
-) -> ModelCard:
-    from models.network_import import NetworkOptions, import_network, name_of, read_classes
-
-    format, _, path = source.partition(":")
-    if task is None:
+def _default_task(kind: str) -> str:
+    if kind != "timm":
         fail("pass --task classify or --task embed")
+    return "classify"
+
+
+def _import_network(source: str, folder: Path, file: Path | None, options: dict[str, Any], report: Report) -> ModelCard:
+    from models.network_import import NetworkOptions, import_network, model_name, read_classes
+    from models.timm_import import import_timm
+
+    kind, _, where = source.partition(":")
     if (labels := options.pop("labels", None)) is not None:
         options["classes"] = read_classes(labels)
-    network = NetworkOptions(task, **{"name": name_of(Path(path))} | options)
-    return import_network(Path(path), format, folder, network, report)  # type: ignore[arg-type]  # checked before
+    default_name = model_name(where if kind == "timm" else Path(where).stem)
+    network = NetworkOptions(**{"name": default_name} | options)
+    if kind != "timm":
+        if file is not None:
+            fail(f"{kind}: is followed by the file's path; --from is for other sources")
+        return import_network(Path(where), cast("NetworkFormat", kind), folder, network, report)
+    if file is None:
+        fail("timm's networks are read from a file: pass it with --from")
+    if unused := sorted(options.keys() - {"task", "name", "classes", "license"}):
+        fail(f"timm has the preprocessing of its networks: --{unused[0].replace('_', '-')} is not used")
+    return import_timm(where, file, folder, network, report)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from models import checkpoint, imported_runtime
 from models.card import ModelCard
 from models.checkpoint import CheckpointError
 from models.network_files import NetworkFormat
-from models.network_import import IMAGENET_MEAN, NetworkOptions, import_network, name_of, read_classes
+from models.network_import import IMAGENET_MEAN, NetworkOptions, import_network, model_name, read_classes
 from models.weight_files import ImportWeightsError
 from tests.models.onnx_files import run_file, small_network, write_onnx
 
@@ -83,7 +83,7 @@ def test_parameters_are_those_of_the_network(tmp_path: Path, reports: Reports) -
 
 def test_features_are_the_input_of_the_last_layer(tmp_path: Path, reports: Reports) -> None:
     module = small_network()
-    card, _ = imported(write_onnx(module, tmp_path / "net.onnx"), CLASSIFIER, reports)
+    imported(write_onnx(module, tmp_path / "net.onnx"), CLASSIFIER, reports)
     runtime, _ = imported_runtime.load(tmp_path / "weights/imported", features=True)
     assert_close(runtime(IMAGES), logits(module[:-1]))
 
@@ -249,7 +249,7 @@ def test_two_outputs_are_refused(tmp_path: Path, reports: Reports) -> None:
 
 def test_infinite_outputs_are_refused(tmp_path: Path, reports: Reports) -> None:
     module = small_network()
-    nn.init.constant_(module[-1].bias, float("inf"))
+    nn.init.constant_(module[-1].get_parameter("bias"), float("inf"))
     with pytest.raises(ImportWeightsError, match="NaN or infinity"):
         imported(write_onnx(module, tmp_path / "net.onnx"), CLASSIFIER, reports)
 
@@ -392,5 +392,5 @@ def test_class_names(tmp_path: Path) -> None:
             read_classes(tmp_path / "labels.txt")
 
 
-def test_name_of_a_file() -> None:
-    assert name_of(Path("a/ResNet 50 (v1).onnx")) == "resnet-50-v1"
+def test_model_name_of_a_text() -> None:
+    assert model_name("ResNet 50 (v1)") == "resnet-50-v1"
