@@ -1,4 +1,4 @@
-"""`vestibule import`: make a served model of published weights, or of a network from elsewhere."""
+"""`vestibule import` and `export`: make a model of a network from elsewhere, and write one of ours as an ONNX file."""
 
 from __future__ import annotations
 
@@ -121,6 +121,33 @@ def import_model(  # noqa: PLR0913  options of a command
     except ImportWeightsError as error:
         fail(str(error))
     typer.echo(f"{card.name} {card.version} is in {folder / card.name}")
+
+
+@networks_cli.command("export")
+def export_model(
+    name: Annotated[str, typer.Argument(help="A model of the weights folder.", show_default=False)],
+    *,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file, the only format.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="The file; by default NAME.onnx in this folder.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a network as a file for other frameworks."""
+    from app.inference.onnx_export import write_onnx
+    from models.checkpoint import CheckpointError
+
+    if not onnx:
+        fail("pass --onnx, the only format")
+    file = output or Path(f"{name}.onnx")
+    if file.exists():
+        fail(f"{file} exists already: delete it, or choose another --output")
+    try:
+        card = write_onnx(read_settings().weights / name, file)
+    except (CheckpointError, OSError) as error:
+        fail(str(error))
+    preprocess = card.preprocess
+    typer.echo(f"{card.name} {card.version} is in {file}")
+    typer.echo(f"input: {preprocess.mode} of {preprocess.size}, mean {preprocess.mean}, std {preprocess.std}, 0..255")
 
 
 def _default_task(kind: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.external_data_helper
 import openvino
@@ -394,3 +395,33 @@ def test_class_names(tmp_path: Path) -> None:
 
 def test_model_name_of_a_text() -> None:
     assert model_name("ResNet 50 (v1)") == "resnet-50-v1"
+
+
+def with_random_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace the constant weights of onnx's light models by random ones that keep the signal's size."""
+    random = np.random.default_rng(0)
+    shapes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    fills = [node for node in model.graph.node if node.op_type == "ConstantOfShape"]
+    for node in fills:
+        shape = shapes[node.input[0]]
+        values = random.normal(0, (2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.1, shape)
+        if node.output[0].endswith(("_var_0", "_riv_0", "_s_0")) or "scale" in node.output[0]:
+            values = 1 + abs(values)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), node.output[0]))
+        model.graph.node.remove(node)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v1"])
+def test_files_that_caffe2_exported(name: str, tmp_path: Path, reports: Reports) -> None:
+    """Networks of the ONNX model zoo, whose graphs the package onnx contains; their weights are random here."""
+    folder = Path(onnx.__file__).parent / "backend/test/data/light"
+    file = tmp_path / "net.onnx"
+    onnx.save(with_random_weights(onnx.load(folder / f"light_{name}.onnx")), file)
+    options = NetworkOptions("classify", "imported", tuple(map(str, range(1000))))
+    _, runtime = imported(file, options, reports)
+    images = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([run_file(file, image[None]).reshape(1, -1) for image in images])
+    assert expected.std() > 1e-5
+    assert_close(runtime(images).softmax(dim=1), expected, 1e-3)
