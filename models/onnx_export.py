@@ -11,14 +11,14 @@ from torch import nn
 
 from models.openvino_runtime import EXAMPLE_SIDE
 
-INPUT = "images"
+INPUT = "input"
 _OPSET = 17
 
 
 def export_onnx(module: nn.Module, shape: tuple[int, ...], output: str) -> bytes:
     """Return the ONNX file of a network in evaluation mode: any number of images [N, *shape], of the weights' type.
 
-    A side of -1 in `shape` may have any length. The input is named `images`, the output has the name given.
+    A side of -1 in `shape` may have any length. The input is named `input`, the output has the name given.
     """
     type_ = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     example = torch.zeros(2, *(EXAMPLE_SIDE if side < 0 else side for side in shape), dtype=type_)

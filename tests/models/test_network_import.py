@@ -308,7 +308,7 @@ def test_other_networks_are_refused(
 
 def test_integer_input_is_refused(tmp_path: Path, reports: Reports) -> None:
     model = onnx.load(write_onnx(small_network(), tmp_path / "net.onnx"))
-    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["pixels"], ["images"], to=onnx.TensorProto.FLOAT))
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["pixels"], ["input"], to=onnx.TensorProto.FLOAT))
     model.graph.input[0].name = "pixels"
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     onnx.save(model, tmp_path / "net.onnx")
