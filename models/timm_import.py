@@ -33,10 +33,7 @@ def import_timm(name: str, file: Path, folder: Path, options: NetworkOptions, re
         ImportWeightsError: timm is not installed or does not know the network, the file does not hold its weights, or
             the network is refused, see `save_network`.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportWeightsError("timm is not installed, an optional extra: pip install 'vestibule[timm]'") from error
+    timm = _timm()
     if not timm.is_model(name):  # also names by which timm would download a configuration
         raise ImportWeightsError(f"timm {timm.__version__} has no network {name[:80]!r}")
     digest = hashlib.sha256(read_file(file, ImportWeightsError)).hexdigest()
@@ -61,6 +58,19 @@ def import_timm(name: str, file: Path, folder: Path, options: NetworkOptions, re
     data = export_onnx(module, config["input_size"], OUTPUT)
     network = NetworkFile(read_graph(data, name), data)
     return save_network(network, folder, options, f"timm:{name}, weights {file.name} (sha256 {digest})", report)
+
+
+def _timm() -> Any:
+    """Return the package, of whose functions some have no types.
+
+    Raises:
+        ImportWeightsError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportWeightsError("timm is not installed, an optional extra: pip install 'vestibule[timm]'") from error
+    return timm
 
 
 def _load(timm: Any, name: str, file: Path, options: NetworkOptions) -> nn.Module:

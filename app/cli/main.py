@@ -19,6 +19,7 @@ from app.cli.keys import keys_cli
 from app.cli.networks import networks_cli
 from app.cli.photo_groups import groups_cli
 from app.cli.terminal import fail, read_settings, replace_unencodable
+from app.cli.train import train_cli
 from app.cli.watch import watch_cli
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ cli.add_typer(gallery_cli)
 cli.add_typer(groups_cli)
 cli.add_typer(keys_cli)
 cli.add_typer(networks_cli)
+cli.add_typer(train_cli)
 cli.add_typer(watch_cli)
 
 
