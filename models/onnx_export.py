@@ -7,12 +7,25 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.openvino_runtime import EXAMPLE_SIDE
 
 INPUT = "input"
 _OPSET = 17
+
+
+class _OneInput(nn.Module):
+    """Hides further parameters of a network's `forward`, whose defaults the exporter would pass by position."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's outputs."""
+        outputs: Tensor = self.network(x)
+        return outputs
 
 
 def export_onnx(module: nn.Module, shape: tuple[int, ...], output: str) -> bytes:
@@ -29,7 +42,7 @@ def export_onnx(module: nn.Module, shape: tuple[int, ...], output: str) -> bytes
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
-            module.eval(),
+            _OneInput(module).eval(),
             (example,),
             file,
             input_names=[INPUT],

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from app.settings import PROJECT
 from models import imported_runtime
-from models.network_import import NetworkOptions
+from models.network_import import IMAGENET_MEAN, IMAGENET_STD, NetworkOptions
 from models.onnx_export import export_onnx
+from models.preprocess import Preprocess
 from models.runtime_selection import sample_inputs
 from models.timm_import import import_timm
 from models.weight_files import ImportWeightsError
@@ -39,14 +40,20 @@ FAMILIES = (
     "mixer_s32_224",
 )
 OPTIONS = NetworkOptions("classify", "imported")
+PHOTOS = Preprocess(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def random_network(name: str, **options: Any) -> nn.Module:
-    """A network with random weights, and batch norms with statistics, without which all images have equal logits."""
+    """A network with random weights, also in a last layer of zeros.
+
+    Batch norms have the statistics of photos, without which all images have equal logits, or large and inexact ones.
+    """
     torch.manual_seed(0)
-    module: nn.Module = timm.create_model(name, pretrained=False, **options)
-    enliven(module, torch.randn(2, 3, 224, 224))
-    return module.eval()
+    module: Any = timm.create_model(name, pretrained=False, **options)
+    enliven(module, torch.stack(sample_inputs(PROJECT / "examples", PHOTOS)[::4]))
+    nn.init.normal_(module.get_classifier().weight, std=0.02)
+    network: nn.Module = module.eval()
+    return network
 
 
 def saved(module: nn.Module, folder: Path) -> Path:
