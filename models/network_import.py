@@ -130,8 +130,8 @@ def save_network(source: NetworkFile, folder: Path, options: NetworkOptions, ori
             license=options.license,
         )
     except ValidationError as error:
-        details = error.errors()
-        raise ImportWeightsError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in details)) from error
+        reasons = [f"{'.'.join(map(str, row['loc']))} {row['msg']}".strip() for row in error.errors()]
+        raise ImportWeightsError("; ".join(reason.removeprefix("Value error, ") for reason in reasons)) from error
 
 
 def _config(graph: NetworkGraph, options: NetworkOptions) -> ImportedConfig:
@@ -163,8 +163,7 @@ def _preprocess(graph: NetworkGraph, options: NetworkOptions, report: Report) ->
     if min(std) < _MIN_STD:
         scaled = ",".join(f"{255 * value:g}" for value in std)
         raise ImportWeightsError(f"--std is on the scale 0..255, as --mean: 255 times these values are {scaled}")
-    if len(mean) == len(std) == 1:  # for all channels
-        mean, std = mean * graph.channels, std * graph.channels
+    mean, std = (values * graph.channels if len(values) == 1 else values for values in (mean, std))
     return Preprocess(
         mode="L" if graph.channels == 1 else "RGB",
         size=graph.size,
