@@ -108,10 +108,14 @@ def save(folder: Path, module: nn.Module, **card: Any) -> ModelCard:
     Weights are written first: after a crash in between, the card's hash does not match and the model is refused.
     Returns the card as it is read from the file, where a config's tuples are lists.
     """
-    data, digest = serialise(module)
-    parameters = sum(p.numel() for p in module.parameters())
-    model_card = ModelCard(**card, sha256=digest, parameters=parameters)
-    write_atomically(folder / WEIGHTS_FILE, data)
+    weights, _ = serialise(module)
+    return save_bytes(folder, weights, parameters=sum(p.numel() for p in module.parameters()), **card)
+
+
+def save_bytes(folder: Path, weights: bytes, **card: Any) -> ModelCard:
+    """Write `weights`, the content of model.safetensors, and a card as `save`; the fields include `parameters`."""
+    model_card = ModelCard(**card, sha256=hashlib.sha256(weights).hexdigest())
+    write_atomically(folder / WEIGHTS_FILE, weights)
     write_card(folder, model_card)
     return read_card(folder)
 
@@ -135,12 +139,11 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load(folder: Path) -> tuple[nn.Module, ModelCard]:
-    """The network in evaluation mode on the CPU, with its card.
+def read_weights(folder: Path) -> tuple[bytes, ModelCard]:
+    """The content of model.safetensors, whose hash is checked, with the card.
 
     Raises:
-        CheckpointError: see `read_card`; weights missing, with another hash than the card's, of another architecture,
-            or not finite.
+        CheckpointError: see `read_card`; weights missing, or with another hash than the card's.
     """
     card = read_card(folder)
     path = folder / WEIGHTS_FILE
@@ -148,6 +151,18 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise CheckpointError(f"{path}: sha256 is {digest}, the card says {card.sha256}")
+    return data, card
+
+
+def load(folder: Path) -> tuple[nn.Module, ModelCard]:
+    """The network in evaluation mode on the CPU, with its card.
+
+    Raises:
+        CheckpointError: see `read_weights`; weights of another architecture, or not finite; or the network is an
+            imported graph, which `models.imported_runtime.load` reads.
+    """
+    data, card = read_weights(folder)
+    path = folder / WEIGHTS_FILE
     try:
         module = build(card.architecture, card.config)
         module.load_state_dict(safetensors.torch.load(data))

@@ -108,6 +108,9 @@ SOURCES: Mapping[str, WeightsSource] = {
 }
 
 
+_FILES = "onnx:FILE, openvino:FILE.xml, tflite:FILE, timm:NAME"
+
+
 def import_weights(
     source: str, folder: Path, file: Path | None = None, report: Callable[[str], object] = lambda _: None
 ) -> ModelCard:
@@ -124,7 +127,7 @@ def import_weights(
         return import_torchvision(name.replace("-", "_"), folder, file, report)
     if source not in SOURCES:
         sources = ", ".join([*sorted(SOURCES), *(f"torchvision:{name}" for name in shared_architectures())])
-        raise ImportWeightsError(f"unknown source {source[:80]!r}; expected one of {sources}")
+        raise ImportWeightsError(f"unknown source {source[:80]!r}; expected one of {sources}; or {_FILES}")
     row = SOURCES[source]
     data, where = _read(source, row, file)
     module = build(row.architecture, row.config)

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,18 +37,20 @@ LOCK_TIMEOUT_S = 60.0
 EXAMPLE_SIDE = 64
 
 
-def split_batch(count: int) -> Iterator[tuple[int, int]]:
-    """Divide `count` items into batches: yield (items, padded size) of each batch."""
+def split_batch(count: int, sizes: Sequence[int] = SIZES) -> Iterator[tuple[int, int]]:
+    """Divide `count` items into batches of the `sizes`: yield (items, padded size) of each batch."""
     while count > 0:
-        smaller = max(size for size in SIZES if size <= count)
-        larger = min((size for size in SIZES if size >= count), default=smaller)
+        smaller = max((size for size in sizes if size <= count), default=min(sizes))
+        larger = min((size for size in sizes if size >= count), default=smaller)
         size = larger if count >= MIN_FILL * larger else smaller
         yield min(count, size), size
         count -= size
 
 
-def run_in_batches(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> Tensor:
-    """The outputs of `run` for the items [N, *shape], in batches padded with zeros to `SIZES`: float32 on the CPU.
+def run_in_batches(
+    batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor], Tensor], sizes: Sequence[int] = SIZES
+) -> Tensor:
+    """The outputs of `run` for the items [N, *shape], in batches padded with zeros to `sizes`: float32 on the CPU.
 
     The outputs are copied, so `run` may reuse their memory in its next call.
 
@@ -58,7 +60,7 @@ def run_in_batches(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor]
     if batch.shape[1:] != shape:
         raise ValueError(f"expected items of the shape {list(shape)}, got {list(batch.shape[1:])}")
     outputs, start = [], 0
-    for count, size in split_batch(len(batch)):
+    for count, size in split_batch(len(batch), sizes):
         rows = batch[start : start + count]
         if count < size:
             rows = torch.cat([rows, torch.zeros(size - count, *shape)])
@@ -67,20 +69,23 @@ def run_in_batches(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor]
     return torch.cat(outputs)
 
 
-class OpenVinoRuntime:
-    """A `Runtime` on OpenVINO's CPU plugin at a given precision.
+class GraphRuntime:
+    """A `Runtime` on OpenVINO's CPU plugin at a given precision for a graph, compiled for batches of the `sizes`.
 
-    `shape` is that of an item, [C, H, W]. `key` identifies the weights and the submodel that `module` is; the cached
-    conversion in `folder` is found by it.
+    `shape` is that of an item, [C, H, W]. `folder` caches compiled networks; None: they are not cached.
     """
 
-    def __init__(self, module: nn.Module, shape: tuple[int, ...], precision: Precision, key: str, folder: Path):
+    def __init__(
+        self,
+        model: openvino.Model,
+        shape: tuple[int, ...],
+        precision: Precision,
+        folder: Path | None,
+        sizes: Sequence[int] = SIZES,
+    ):
         self.name = f"openvino-cpu-{precision}"
-        self._compile(_converted(module, shape, key, folder), shape, precision, folder)
-
-    def _compile(self, model: openvino.Model, shape: tuple[int, ...], precision: Precision, folder: Path) -> None:
-        self._shape = shape
-        sized = {size: _of_size(model, (size, *shape)) for size in SIZES}
+        self._shape, self._sizes = shape, sizes
+        sized = {size: _of_size(model, (size, *shape)) for size in sizes}
         self.size = sum(_memory_bytes(fixed, 2 if precision == "bf16" else 4) for fixed in sized.values())
         self._requests = {size: _compiled(fixed, precision, folder) for size, fixed in sized.items()}
 
@@ -90,7 +95,7 @@ class OpenVinoRuntime:
         Raises:
             ValueError: if items have another shape.
         """
-        return run_in_batches(batch, self._shape, self._infer)
+        return run_in_batches(batch, self._shape, self._infer, self._sizes)
 
     def _infer(self, rows: Tensor) -> Tensor:
         # Memory is shared: OpenVINO overwrites the output in the next call, after `run_in_batches` copied it.
@@ -98,17 +103,27 @@ class OpenVinoRuntime:
         return torch.from_numpy(output)
 
 
-class OpenVinoInt8Runtime(OpenVinoRuntime):
-    """A `Runtime` like `OpenVinoRuntime` for a quantised network, whose other operations are in float32.
+class OpenVinoRuntime(GraphRuntime):
+    """A `GraphRuntime` for a network, which it converts.
+
+    `key` identifies the weights and the submodel that `module` is; the cached conversion in `folder` is found by it.
+    """
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], precision: Precision, key: str, folder: Path):
+        super().__init__(_converted(module, shape, key, folder), shape, precision, folder)
+
+
+class OpenVinoInt8Runtime(GraphRuntime):
+    """A `GraphRuntime` for a quantised network, whose other operations are in float32.
 
     `network` and `constants` are the contents of the .xml and the .bin file that `serialise` returned, for items of
     `shape`.
     """
 
     def __init__(self, network: bytes, constants: bytes, shape: tuple[int, ...], folder: Path):
+        values = package().Tensor(np.frombuffer(constants, np.uint8))
+        super().__init__(core().read_model(network.decode(), values), shape, "f32", folder)
         self.name = "openvino-cpu-int8"
-        values = _openvino().Tensor(np.frombuffer(constants, np.uint8))
-        self._compile(_core().read_model(network.decode(), values), shape, "f32", folder)
 
 
 class OpenVinoAnySizeRuntime:
@@ -137,31 +152,31 @@ def convert(module: nn.Module, shape: tuple[int, ...]) -> openvino.Model:
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.simplefilter("ignore", FutureWarning)  # OpenVINO still uses torch.jit.trace
         example = torch.zeros(2, *(EXAMPLE_SIDE if side < 0 else side for side in shape))
-        return _openvino().convert_model(module.eval(), example_input=example, input=[-1, *shape])
+        return package().convert_model(module.eval(), example_input=example, input=[-1, *shape])
 
 
 def serialise(model: openvino.Model) -> tuple[bytes, bytes]:
     """Return the contents of the network's .xml and .bin file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.xml")
-        _openvino().save_model(model, path, compress_to_fp16=False)
+        package().save_model(model, path, compress_to_fp16=False)
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 
 def precisions() -> tuple[Precision, ...]:
     """The precisions that the processor supports, the fastest first."""
-    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "f32") if "BF16" in capabilities else ("f32",)
 
 
 def signature() -> str:
     """OpenVINO's version and the processor, on which a compiled network depends beside its weights."""
-    ov = _openvino()
-    flags = ",".join(sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
-    return f"openvino-{ov.__version__} {_core().get_property('CPU', 'FULL_DEVICE_NAME').strip()} {flags}"
+    ov = package()
+    flags = ",".join(sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+    return f"openvino-{ov.__version__} {core().get_property('CPU', 'FULL_DEVICE_NAME').strip()} {flags}"
 
 
-def _openvino() -> Any:
+def package() -> Any:
     """The package without its telemetry, which would send usage events over the network; a stub replaces it."""
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # prevents the import
@@ -171,18 +186,18 @@ def _openvino() -> Any:
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """The shared core; a new one would detect the processor and load its plugins again."""
-    return _openvino().Core()
+    return package().Core()
 
 
 def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path) -> openvino.Model:
     """The converted network for items of `shape`; -1 stands for any size. Cached in `folder`."""
-    ov = _openvino()
+    ov = package()
     name = hashlib.sha256(f"{key} {shape} torch-{torch.__version__} openvino-{ov.__version__}".encode()).hexdigest()
     path = folder / f"{name[:32]}.xml"
     if path.is_file():
-        return _core().read_model(path)
+        return core().read_model(path)
     model = convert(module, shape)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{name[:32]}.{os.getpid()}.xml"
@@ -190,7 +205,7 @@ def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path
     # The weights first, so that an .xml is never without them.
     temporary.with_suffix(".bin").rename(path.with_suffix(".bin"))
     temporary.rename(path)
-    return _core().read_model(path)
+    return core().read_model(path)
 
 
 def _of_size(model: openvino.Model, shape: tuple[int, ...]) -> openvino.Model:
@@ -215,7 +230,7 @@ def _memory_bytes(model: openvino.Model, width: int) -> int:
     return (weights + largest_output) * width
 
 
-def _compiled(model: openvino.Model, precision: Precision, folder: Path) -> Any:
+def _compiled(model: openvino.Model, precision: Precision, folder: Path | None) -> Any:
     settings = {
         "INFERENCE_PRECISION_HINT": precision,  # the default depends on the processor
         "PERFORMANCE_HINT": "LATENCY",
@@ -224,10 +239,13 @@ def _compiled(model: openvino.Model, precision: Precision, folder: Path) -> Any:
         # instead of 112, and a second more before it can replace torch.
         "CACHE_MODE": "OPTIMIZE_SIZE",
     }
+    if folder is None:
+        return core().compile_model(model, "CPU", settings).create_infer_request()
+    folder.mkdir(parents=True, exist_ok=True)
     cached = settings | {"CACHE_DIR": str(folder)}
     try:
         # One process at a time, because OpenVINO deletes cache files that another process has written in part.
         with FileLock(folder / "compiling.lock", timeout=LOCK_TIMEOUT_S):
-            return _core().compile_model(model, "CPU", cached).create_infer_request()
+            return core().compile_model(model, "CPU", cached).create_infer_request()
     except Timeout:  # the process with the lock may hang
-        return _core().compile_model(model, "CPU", settings).create_infer_request()
+        return core().compile_model(model, "CPU", settings).create_infer_request()

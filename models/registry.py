@@ -19,6 +19,7 @@ from models import (
     efficientnet,
     embedder,
     gan,
+    imported_network,
     inception,
     inception_v3,
     lenet,
@@ -82,6 +83,10 @@ REGISTRY: dict[str, Architecture] = {
     "face-resnet": Architecture(embedder.FaceResNetConfig(), embedder.FaceResNet, "classify"),
     "mobilefacenet": Architecture(mobilefacenet.MobileFaceNetConfig(), mobilefacenet.MobileFaceNet, "embed"),
     "embedder": Architecture(embedder.EmbedderConfig(), _embedder, "embed"),
+    "imported-classifier": Architecture(
+        imported_network.ImportedClassifierConfig(), imported_network.no_module, "classify"
+    ),
+    "imported-embedder": Architecture(imported_network.ImportedEmbedderConfig(), imported_network.no_module, "embed"),
     "autoencoder": Architecture(autoencoder.AutoencoderConfig(), autoencoder.Autoencoder, "reconstruct"),
     "vae": Architecture(vae.VAEConfig(), vae.VAE, "generate"),
     "vae-denoiser": Architecture(vae.VAEConfig(), vae.VAE, "denoise"),

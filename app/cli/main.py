@@ -16,9 +16,11 @@ from app.cli.database import database_cli
 from app.cli.folders import folders_cli
 from app.cli.gallery import gallery_cli
 from app.cli.keys import keys_cli
+from app.cli.networks import networks_cli
 from app.cli.photo_groups import groups_cli
 from app.cli.quantise import quantise_cli
 from app.cli.terminal import fail, read_settings, replace_unencodable
+from app.cli.train import train_cli
 from app.cli.watch import watch_cli
 
 if TYPE_CHECKING:
@@ -37,7 +39,9 @@ cli.add_typer(folders_cli)
 cli.add_typer(gallery_cli)
 cli.add_typer(groups_cli)
 cli.add_typer(keys_cli)
+cli.add_typer(networks_cli)
 cli.add_typer(quantise_cli)
+cli.add_typer(train_cli)
 cli.add_typer(watch_cli)
 
 
@@ -106,27 +110,6 @@ def list_models() -> None:
             typer.echo(f"{folder.name}: refused: {card.detail}", err=True)
         else:
             typer.echo(f"{card.name:24} {card.version}  {card.parameters:>12,}  {card.description}")
-
-
-@cli.command("import")
-def import_model(
-    source: Annotated[str, typer.Argument(help="As package:efficientnet-lite0 or torchvision:resnet50.")],
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--from", help="Read this file instead of downloading: a .tflite, or one of torchvision's .pth files."
-        ),
-    ] = None,
-) -> None:
-    """Convert published weights into a model in the weights folder."""
-    from models.importers import ImportWeightsError, import_weights
-
-    folder = read_settings().weights
-    try:
-        card = import_weights(source, folder, file, report=partial(typer.echo, err=True))
-    except ImportWeightsError as error:
-        fail(str(error))
-    typer.echo(f"{card.name} {card.version} is in {folder / card.name}")
 
 
 def main() -> None:

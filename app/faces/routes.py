@@ -53,7 +53,10 @@ async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> 
 @router.post("/embed", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> EmbedResponse:
-    """Return the embedding of each image's most prominent face, a unit vector; similar faces have nearby vectors."""
+    """Return the embedding of each image's most prominent face, a unit vector; similar faces have nearby vectors.
+
+    A classifier as `model` returns its features of the whole image; similar images have nearby vectors.
+    """
     return await faces(request).embed(await images(request), params)
 
 

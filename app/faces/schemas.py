@@ -85,7 +85,11 @@ class DetectResponse(ModelResults[Detected]):
 class EmbedParams(Schema):
     """The query of `POST /embed`."""
 
-    model: str | None = Field(None, description="An embedder from /models; by default the service's default.")
+    model: str | None = Field(
+        None,
+        description="An embedder from /models, by default the service's default; or a classifier, whose features of the"
+        " whole image are returned.",
+    )
     encoding_format: EncodingFormat = Field("float", description="`base64`: little-endian float32 numbers.")
     aligned: bool = Field(
         False, description="The images are aligned faces, like the model's training data: skip the detection."
@@ -103,7 +107,7 @@ class EmbeddingsRequest(OpenAIRequest):
 
 
 class Embedding(Schema):
-    """An image's embedding, of length 1, and its most prominent face; null for an aligned image."""
+    """An image's embedding, of length 1, and its most prominent face; null for an aligned or a whole image."""
 
     object: Literal["embedding"] = "embedding"
     index: int

@@ -129,13 +129,14 @@ class Faces:
         return DetectResponse(model=model.card.name, version=model.card.version, data=data)
 
     async def embed(self, images: Images, params: EmbedParams) -> EmbedResponse:
-        """Return the embedding of each image's most prominent face.
+        """Return the embedding of each image's most prominent face; of the whole image if the model is a classifier.
 
         Raises:
             VestibuleError: as `detect`; NoFace for an image without a face.
         """
-        model = await self._model_manager.load(params.model, "embed")
-        face_detector = None if params.aligned else await self._model_manager.load(None, "detect")
+        model = await self._model_manager.load_embedder(params.model)
+        is_whole = params.aligned or model.card.task == "classify"
+        face_detector = None if is_whole else await self._model_manager.load(None, "detect")
 
         async def embed_image(index: int, data: bytes) -> Embedding:
             if face_detector is None:
@@ -155,9 +156,9 @@ class Faces:
         """
         params = EmbedParams(model=request.model, encoding_format=request.encoding_format)
         if request.dimensions is not None:
-            model = await self._model_manager.load(params.model, "embed")
-            if request.dimensions != model.card.config["dimensions"]:
-                raise Unprocessable(f"{model.card.name} only supports {model.card.config['dimensions']} dimensions")
+            model = await self._model_manager.load_embedder(params.model)
+            if request.dimensions != model.dimensions:
+                raise Unprocessable(f"{model.card.name} only supports {model.dimensions} dimensions")
         return await self.embed(images, params)
 
     async def verify(self, images: tuple[bytes, bytes], params: VerifyParams) -> VerifyResponse:
@@ -349,7 +350,11 @@ def calibrated(card: ModelCard, matching: Matching | None) -> Matching:
         Unprocessable: there is none.
     """
     if matching is None:
-        raise Unprocessable(f"{card.name} is not calibrated: there is no similarity threshold for its embeddings")
+        raise Unprocessable(
+            f"{card.name} is not calibrated: there is no similarity threshold for its embeddings. `python -m"
+            f" training.calibrate weights/{card.name} --data faces` writes thresholds into its card, and"
+            f" POST /models/{card.name}/reload loads them"
+        )
     return matching
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.errors import BadRequest, Conflict, DeadlineExceeded, NotReady, Overloaded, VestibuleError
 from app.faces.schemas import DetectedFace
-from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, by_prominence, most_prominent
+from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, by_prominence, calibrated, most_prominent
 from app.gallery.schemas import EnrolParams, RejectedFace, RejectedReason
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
@@ -85,6 +85,15 @@ class EmbeddingPipeline:
                 ]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return f"{card.name}:{digest[:16]}"
+
+    def check_calibration(self) -> None:
+        """Check that faces can be compared: that an embedder of faces has thresholds.
+
+        Raises:
+            Unprocessable: it has none; the message names the command that computes them.
+        """
+        if self.detector is not None:
+            calibrated(self.embedder.card, self.embedder.card.matching)
 
 
 class ImageEmbedder:

@@ -46,7 +46,8 @@ class Reembedder(GalleryAccess):
 
         Raises:
             NotFound: no such collection. UnknownModel. Conflict: the collection has such vectors, is already being
-            re-embedded, or has a face without a crop; or the model does not embed faces.
+            re-embedded, or has a face without a crop; or the model does not embed faces. Unprocessable: it has no
+            thresholds.
         """
         collection = await self._collection(name)
         pipeline = await self._embedder.pipeline(params.embedder or collection.embedder)
@@ -55,6 +56,7 @@ class Reembedder(GalleryAccess):
             raise Conflict(
                 f"crops are stored of faces only, and {card.name} embeds whole images: enrol those in a new collection"
             )
+        pipeline.check_calibration()
         change = self._reembeddings.begin.planned(name, card.name, pipeline.fingerprint, model.dimensions, actor=actor)
         info = await self._commit_response(change, partial(_reembedding_info, has_model=True))
         self._requested.set()

@@ -290,7 +290,7 @@ async def erasure(request: Request, receipt: Key) -> ErasureReceipt:
     "/collections/{collection}/reembed",
     status_code=202,
     dependencies=ENROL,
-    responses=errors.describe(*REEMBEDDING),
+    responses=CREATING,
 )
 async def begin(request: Request, collection: Collection, params: NewEmbedder) -> ReembeddingInfo:
     """Compute all vectors of a collection again from the stored crops, in the background, and then switch to them."""

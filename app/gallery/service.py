@@ -75,10 +75,15 @@ class GalleryService(GalleryAccess):
         A call without an embedder also returns an existing collection of an earlier default embedder.
 
         Raises:
-            UnknownModel. Conflict: a different collection has the name. Unprocessable: there is no encryption key.
+            UnknownModel. Conflict: a different collection has the name. Unprocessable: there is no encryption key, or
+            the embedder has no thresholds.
         """
         pipeline = await self._embedder.pipeline(params.embedder)
         model = pipeline.embedder
+        try:
+            await self._collection(name)
+        except NotFound:
+            pipeline.check_calibration()
         # A collection with the earlier rule for detection scales is returned to the call that created it, too.
         fingerprints = {pipeline.fingerprint, replace(pipeline, scales="whole").fingerprint}
         change = self._gallery.create.planned(

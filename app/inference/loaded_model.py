@@ -44,7 +44,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model or submodel on torch, and the choice among faster runtimes; None: torch is the only one."""
+    """A model or submodel on its reference runtime, and the choice among faster ones; None: there is no other.
+
+    The reference is torch in float32; for an imported graph it is OpenVINO.
+    """
 
     card: ModelCard
     submodel: Submodel

@@ -17,9 +17,11 @@ from app.images.tiling import SIDE
 from app.inference.loaded_model import PreparedModel, convert_out_of_memory, run_padded
 from app.inference.submodels import DENOISER, FEATURES, WHOLE, Submodel, size_multiple
 from app.settings import Settings
-from models import checkpoint, detector, runtime
+from models import checkpoint, detector, imported_runtime, runtime
 from models.card import ModelCard
 from models.runtime_selection import OutputKind, PrepareImage, RuntimeSelector
+
+COMPILED = "compiled"  # the folder of converted and compiled networks in the state folder
 
 
 def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Settings) -> PreparedModel:
@@ -29,9 +31,10 @@ def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Setting
         CheckpointError: the files do not match each other, or not `card`. UnknownModel: there is no such submodel.
         TooLarge: it does not fit into the device's memory.
     """
+    if imported_runtime.is_imported(card):
+        return _prepare_imported(folder, card, submodel, settings)
     module, stored_card = checkpoint.load(folder)
-    if stored_card != card:
-        raise checkpoint.CheckpointError(f"{folder}: the card has changed since it was read")
+    _check_unchanged(folder, card, stored_card)
     if not submodel.supports(module):
         raise UnknownModel(f"{card.name} has no {submodel.name}")
     network = submodel.extract(module)
@@ -40,6 +43,21 @@ def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Setting
         choice = replace(choice, int8=(int8, card.int8.tolerance))
     torch_runtime = convert_out_of_memory(lambda: runtime.prepare(network))
     return PreparedModel(card, submodel, torch_runtime, choice)
+
+
+def _prepare_imported(folder: Path, card: ModelCard, submodel: Submodel, settings: Settings) -> PreparedModel:
+    """Read an imported graph, which only OpenVINO runs."""
+    is_features = submodel == FEATURES
+    if is_features and not card.config["features"]:
+        raise UnknownModel(f"{card.name} has no {submodel.name}: its last layer is not a linear layer")
+    runtime, stored_card = imported_runtime.load(folder, settings.state / COMPILED, features=is_features)
+    _check_unchanged(folder, card, stored_card)
+    return PreparedModel(card, submodel, runtime, None)
+
+
+def _check_unchanged(folder: Path, card: ModelCard, stored_card: ModelCard) -> None:
+    if stored_card != card:
+        raise checkpoint.CheckpointError(f"{folder}: the card has changed since it was read")
 
 
 def _runtime_choice(
@@ -63,7 +81,7 @@ def _runtime_choice(
             prepare, shape = partial(_first_tile, card), (preprocess.channels, SIDE, SIDE)
         case _:
             return None
-    key, folder = f"{card.sha256} {submodel.name}", settings.state / "compiled"
+    key, folder = f"{card.sha256} {submodel.name}", settings.state / COMPILED
     choice = RuntimeSelector(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
     return choice if choice.has_alternatives else None
 

@@ -45,12 +45,15 @@ PREPROCESS = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
 def random_embedder(weights: Path) -> None:
     """Write a random network under the default embedder's name and, without calibration, as `uncalibrated`.
 
+    `faces-only` is calibrated for faces and not for passages.
+
     The detector and the classifier that the service needs are linked into the folder.
     """
     for name in ("centerface", "lenet5-mnist"):
         (weights / name).symlink_to(PROJECT / "weights" / name)
     save_embedder(weights, "mobilefacenet-triplet", tta="flip")
     save_embedder(weights, "uncalibrated", tta="flip", matching=None, passages=())
+    save_embedder(weights, "faces-only", tta="flip", passages=())
 
 
 def save_embedder(weights: Path, name: str, *, dimensions: int = 32, seed: int = 0, **card: Any) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 from PIL import Image
 from skimage.transform import SimilarityTransform
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard
+from models.imported_runtime import load_reference
 from models.openvino_runtime import OpenVinoInt8Runtime
 from models.preprocess import Preprocess
-from models.runtime import Runtime, prepare
+from models.runtime import Runtime
 from models.tta import VIEWS, Tta, views
 from training.core.errors import DataError
 from training.datasets.images import ImageSet, Indices, load
@@ -74,13 +75,13 @@ def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metr
     `_tta`: with test-time augmentation; `_int8`: of the quantised network, if the card describes one.
 
     Raises:
-        CheckpointError: see `checkpoint.load`. DataError: see `images.load`; if the classes are not the card's.
+        CheckpointError: see `load_reference`. DataError: see `images.load`; if the classes are not the card's.
     """
-    module, card = checkpoint.load(folder)
+    runtime, card = load_reference(folder)
     test = load(dataset, "test", card.preprocess)
     if test.classes != card.classes:
         raise DataError(f"{dataset} has the classes {test.classes}, the card {card.classes}")
-    runtime, rows = prepare(module), np.arange(len(test.labels))
+    rows = np.arange(len(test.labels))
     logits = predict(runtime, test, rows, card.preprocess, tta=card.tta)
     labels = torch.from_numpy(test.labels)
     figures = classification(probabilities(logits[: VIEWS["none"]], card.temperature), labels)

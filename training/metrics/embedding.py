@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from models import imported_runtime
 from models.card import ModelCard
+from models.imported_runtime import is_imported
 from models.preprocess import Preprocess
 from models.runtime import Runtime, prepare
 from models.tta import Tta
@@ -32,8 +34,10 @@ def load_embedder(folder: Path) -> tuple[Runtime, ModelCard]:
     """Return runtime and card of an embedder's weights folder.
 
     Raises:
-        CheckpointError, DataError: see `weights.load`.
+        CheckpointError, DataError: see `weights.load` and `imported_runtime.load`.
     """
+    if is_imported(weights.read_card(folder, "embed")):
+        return imported_runtime.load(folder)
     network, card = weights.load(folder, "embed")
     return embedding_runtime(network), card
 

@@ -22,6 +22,7 @@ from models.align import QualityThresholds, align, measure, reasons
 from models.card import ModelCard
 from models.detection_scale import Scales
 from models.detector import Detections, Face, Pixels, decode
+from models.imported_runtime import load_reference
 from models.runtime import Runtime, default_device, prepare
 from training.datasets.images import why_no_image
 from training.metrics.embedding import embed_faces
@@ -80,8 +81,7 @@ class PhotoExaminer:
         self._threshold = min(_DETECTION_THRESHOLD, options.limits.confidence)
         self._embed: tuple[Runtime, ModelCard] | None = None
         if options.embedder:
-            network, card = checkpoint.load(options.embedder)
-            self._embed = prepare(network), card
+            self._embed = load_reference(options.embedder)
 
     def __call__(self, folder: Path, photos: Sequence[Photo]) -> list[JudgedPhoto]:
         """Return the photos below `folder` with their outcomes, in the same order."""

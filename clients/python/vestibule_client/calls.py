@@ -59,7 +59,10 @@ def detect(
 
 
 def embed(pictures: Pictures, *, model: str | None = None, aligned: bool = False) -> Call[Embeddings]:
-    """Embed the most prominent face of each image; with `aligned` the images are aligned faces."""
+    """Embed the most prominent face of each image; with `aligned` the images are aligned faces.
+
+    With a classifier as `model`, embed each whole image.
+    """
     query = {"model": model, "aligned": aligned}
     return Call("POST", "/embed", Embeddings, query=query, files=tuple(parts("file", pictures)))
 

@@ -159,7 +159,7 @@ LOGGED: dict[str, dict[str, Any]] = {
         "json": {"collection": "walked", "camera": "north", "started_at": "{now}", "ended_at": "{now}", "frames": 1}
     },
     "delete /sightings/{sighting}": {},
-    f"post {COLLECTION}/reembed": {"json": {"embedder": "uncalibrated"}},
+    f"post {COLLECTION}/reembed": {"json": {"embedder": "faces-only"}},
     f"delete {COLLECTION}/reembed": {},
     f"post {COLLECTION}/faces:bulk": {"content": b'{"subject_id": "b", "image": "AAAA"}', "headers": LINES},
     f"delete {COLLECTION}/jobs/{{job}}": {},

@@ -100,7 +100,7 @@ def test_rates_beyond_the_calibration_match_nobody(gallery: TestClient) -> None:
 
 
 def test_an_embedder_without_calibration_for_passages_is_refused(gallery: TestClient) -> None:
-    assert gallery.put("/collections/old", json={"embedder": "uncalibrated"}).status_code == 201
+    assert gallery.put("/collections/old", json={"embedder": "faces-only"}).status_code == 201
     response = post(gallery, "/search", [photo("astronaut")], collection="old")
     assert response.status_code == 422
     assert "not calibrated for passages" in response.json()["detail"]
