@@ -168,7 +168,11 @@ class SubPath:
 
 
 class HeadAsGet:
-    """ASGI middleware. Respond to HEAD as to GET, without the body: every path that has GET has HEAD (RFC 9110)."""
+    """ASGI middleware. Respond to HEAD as to GET, without the body: every path that has GET has HEAD (RFC 9110).
+
+    The response is complete with the first part of the body, since a stream of events would go on for minutes; the
+    application then gets a disconnect.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -179,9 +183,15 @@ class HeadAsGet:
             await self.app(scope, receive, send)
             return
 
+        is_complete = False
+
         async def send_without_body(message: Message) -> None:
+            nonlocal is_complete
+            if is_complete:
+                return
             if message["type"] == "http.response.body":
-                message = {**message, "body": b""}
+                is_complete = True
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         await self.app({**scope, "method": "GET"}, receive, send_without_body)

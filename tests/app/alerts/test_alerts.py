@@ -279,6 +279,16 @@ def test_streams_are_bounded_and_freed_when_the_client_disconnects(house: House)
     until(lambda: streams._open == 0)
 
 
+def test_head_of_a_stream_is_answered_at_once_and_holds_none(house: House) -> None:
+    streams = house.app.state.alerts.streams
+    with httpx.Client(base_url=house.url) as client:
+        for _ in range(4):  # one more than may be open
+            response = client.head("/alerts/stream")
+            assert response.status_code == 200
+            assert response.headers["content-type"].startswith("text/event-stream")
+            until(lambda: streams._open == 0)
+
+
 def _stream_call() -> Any:
     from vestibule_client.alert_answers import AlertPage
     from vestibule_client.call import Call

@@ -39,7 +39,9 @@ def test_head_is_answered_as_get_without_the_body(client: TestClient) -> None:
         for route in routes.all
         if route.methods and "GET" in route.methods
     ]
-    paths = [path for path in paths if path and "{" not in path and path != "/generate/interpolate"]
+    # A stream goes on for minutes (tests/app/alerts/test_alerts.py).
+    left_out = ("/generate/interpolate", "/alerts/stream")
+    paths = [path for path in paths if path and "{" not in path and path not in left_out]
     assert len(paths) > 12
     for path in paths:
         get, head = client.get(path), client.head(path)
