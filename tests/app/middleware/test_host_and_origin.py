@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.alerts import stream
 from app.auth.keys import ApiKeys
 from app.auth.scopes import PROBES
 from app.main import create_app
@@ -115,8 +116,9 @@ def test_default_headers(client: TestClient, path: str) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_routes_with_effects_refuse_other_origins(client: TestClient) -> None:
+def test_routes_with_effects_refuse_other_origins(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by GET, which a page can send with an <img> alone; reading is open to links."""
+    monkeypatch.setattr(stream, "STREAM_S", 0.0)  # /alerts/stream ends at once
     closed = set()
     for route in RouteTable(client.app).all:  # type: ignore[arg-type]
         path = re.sub(r"\{[^}]+\}", "x", route.route.path or "")
