@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -45,7 +47,7 @@ class Classified(Schema):
     predictions: list[Prediction]
     rejected: bool | None = Field(
         None,
-        exclude_if=lambda value: value is None,
+        exclude_if=partial(operator.is_, None),
         description="Whether the image shows none of the model's classes; only with `reject`. The predictions then are"
         " the classes that it resembles most.",
     )
