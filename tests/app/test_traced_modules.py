@@ -45,7 +45,12 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
     weights = tmp_path_factory.mktemp("weights")
     random_embedder(weights)
     settings = Settings(
-        weights=weights, default_classifier="lenet5-mnist", state=tmp_path_factory.mktemp("state"), port=0, upkeep_s=1e6
+        weights=weights,
+        default_classifier="lenet5-mnist",
+        state=tmp_path_factory.mktemp("state"),
+        port=0,
+        upkeep_s=1e6,
+        runtime="torch",  # no other one is selected in the background
     )
     tracer = Tracer()
     threading.setprofile(tracer)
