@@ -133,13 +133,19 @@ def follow(process: subprocess.Popen[str], events: list[dict[str, Any]]) -> thre
     return thread
 
 
-def main() -> None:
-    """Run, print, and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=int, default=10)
+def watch_parser(description: str | None, results: Path) -> argparse.ArgumentParser:
+    """Return a parser with the options of an experiment that starts the watcher."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fps", type=float, default=10.0)
     parser.add_argument("--url", default=os.environ.get("VESTIBULE_URL", "http://127.0.0.1:8000"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=results)
+    return parser
+
+
+def main() -> None:
+    """Run, print, and write the rows."""
+    parser = watch_parser(__doc__, RESULTS)
+    parser.add_argument("--minutes", type=int, default=10)
     options = parser.parse_args()
     camera, events, rows = BadCamera(), list[dict[str, Any]](), list[dict[str, object]]()
     with Client(options.url) as client, tempfile.TemporaryDirectory() as folder, streaming(camera.send) as address:

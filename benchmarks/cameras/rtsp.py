@@ -10,8 +10,6 @@ three seconds later. Writes a row for each connection to benchmarks/results/rtsp
 
 from __future__ import annotations
 
-import argparse
-import os
 import subprocess
 import tempfile
 import time
@@ -22,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks import tables
-from benchmarks.cameras.bad_streams import ASTRONAUT, follow, watch
+from benchmarks.cameras.bad_streams import ASTRONAUT, follow, watch, watch_parser
 from benchmarks.cluster.servers import free_port
 from vestibule_client import Client
 
@@ -69,11 +67,8 @@ def connect(port: int, frames: Path) -> float:
 
 def main() -> None:
     """Run, print, and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = watch_parser(__doc__, RESULTS)
     parser.add_argument("--connections", type=int, default=4)
-    parser.add_argument("--fps", type=float, default=10.0)
-    parser.add_argument("--url", default=os.environ.get("VESTIBULE_URL", "http://127.0.0.1:8000"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     events, port, begun = list[dict[str, Any]](), free_port(), list[float]()
     with Client(options.url, timeout=60) as client, tempfile.TemporaryDirectory() as folder:
