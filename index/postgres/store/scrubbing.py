@@ -27,9 +27,9 @@ from index.postgres.store.database import Connection, Database, scalar
 from index.postgres.store.scrub_schema import ErasableTable
 
 BATCH = 100_000  # deleted rows per round
-# Bytes of the first version's filler, at most. A row without content is shorter than _SHIFT: if what was left of a page
-# was too short for one, it is not with the next length.
-_LENGTHS, _SHIFT = 384, 192
+# Bytes of a version's filler. The first version has fewer: in each attempt another number, _SHIFT bytes apart. A row
+# without content is shorter than _SHIFT: if one attempt leaves too little of a page for it, the next one leaves enough.
+_FILLER, _SHIFT = 384, 192
 _ATTEMPTS = 4
 
 # Deleted rows that no transaction, standby or replication slot can still read, so that a vacuum removes them.
@@ -82,12 +82,12 @@ def _scrub_table(db: Connection, relation: int, table: str, pages: Sequence[int]
 def _overwrite(db: Connection, relation: int, kind: ErasableTable, pages: Set[int]) -> list[int]:
     """Overwrite the free space of pages with rows, and return the pages that are clean now."""
     results: dict[int, str] = dict.fromkeys(pages, "rest")
-    first = secrets.randbelow(_LENGTHS)  # another one in each round
+    first = secrets.randbelow(_FILLER)  # another number in each round
     for number in range(_ATTEMPTS):
         for page in [page for page, result in results.items() if result == "rest"]:
             statement = sql.SQL("SELECT overwrite_free_space(%s::regclass, %s, %s, %s)")
             with db.transaction(force_rollback=True):
-                values = (relation, page, kind.blank, (first + number * _SHIFT) % _LENGTHS)
+                values = (relation, page, kind.blank, (first + number * _SHIFT) % _FILLER)
                 results[page] = scalar(db, statement, values)
             if results[page] == "full" and number == 0:
                 db.execute("SELECT move_row(%s::regclass, %s)", (relation, page))

@@ -51,8 +51,7 @@ STEP = """
         END LOOP;
         RETURN result;
     END $$;
-    -- Moves a row to another page. First others may need their new version's space in this page, and free that of the
-    -- old one.
+    -- Moves a row to another page. While the new version of a row still fits into this page, the next row is moved.
     CREATE FUNCTION move_row(relation regclass, page bigint) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
         version tid;
