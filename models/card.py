@@ -15,6 +15,8 @@ from models.tta import Tta
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# The tasks of networks that may have a quantised network beside them.
+QUANTISED_TASKS: tuple[Task, ...] = ("classify", "embed")
 
 
 def refuse(*rules: tuple[bool, str]) -> None:
@@ -63,9 +65,10 @@ class Tolerance(CardModel):
 class Int8(CardModel):
     """The quantised network beside the weights, which OpenVINO runs with 8-bit integers (`models.quantisation`).
 
-    `sha256` is that of its two files; `images` is the number of images that determined the ranges of its values. On
-    `compared` other images its most probable class was that of torch for a share `agreement`. `tolerance` is the
-    tolerance of this runtime alone.
+    `sha256` is that of its two files; `images` is the number of images that determined the ranges of its values. It was
+    compared with torch on `compared` other images: `agreement` is a classifier's share of images with the same most
+    probable class, and an embedder's least cosine of two vectors of one image. `tolerance` is the tolerance of this
+    runtime alone.
     """
 
     sha256: Sha256
@@ -80,8 +83,8 @@ class ModelCard(CardModel):
 
     `matching` interprets the similarity of two faces; `passages` has the same for a face and the fused vector of 1, 2,
     3, ... frames of a passage (`models.passages`), empty without that calibration. `rejection` decides whether an image
-    shows none of a classifier's classes; None without that calibration. `int8` describes a classifier's quantised
-    network; None if there is none.
+    shows none of a classifier's classes; None without that calibration. `int8` describes the quantised network of a
+    classifier or an embedder; None if there is none.
     """
 
     schema_version: Literal[1] = 1
@@ -124,8 +127,8 @@ class ModelCard(CardModel):
                 f"rejection is a classifier's, not that of a network to {self.task}",
             ),
             (
-                self.task != "classify" and self.int8 is not None,
-                f"only a classifier is served quantised, not a network to {self.task}",
+                self.task not in QUANTISED_TASKS and self.int8 is not None,
+                f"only networks to {' or '.join(QUANTISED_TASKS)} are served quantised, not one to {self.task}",
             ),
             (
                 self.task != "embed" and self.matching is not None,
@@ -146,3 +149,8 @@ class ModelCard(CardModel):
     def version(self) -> str:
         """The first twelve hex digits of the weights' hash."""
         return self.sha256[:12]
+
+    @property
+    def has_int8_vectors(self) -> bool:
+        """Whether the vectors of an embedder's quantised network differ from torch's by more than `tolerance`."""
+        return self.task == "embed" and self.int8 is not None and 1 - self.int8.agreement > self.tolerance.direction

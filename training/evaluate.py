@@ -16,7 +16,7 @@ from models.card import Metric
 from training.core.errors import exit_on_error
 from training.core.run_folder import Run
 from training.core.weights import update_metrics
-from training.evaluation import measure_faces, measure_generators, report_faces, report_generators
+from training.evaluation import measure_faces, measure_generators, measure_int8, report_faces, report_generators
 from training.evaluation.compare import compare
 from training.evaluation.measure_words import draw_recall, evaluate_run, recall_table, times
 from training.metrics.classification import measure_classifier
@@ -81,6 +81,23 @@ def faces(
             report_faces.publish(figures, text, write)
         if card:
             update_metrics(folder, report_faces.card_metrics(figures))
+
+
+@cli.command("faces-int8")
+def faces_int8(
+    folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A folder with model.safetensors and card.json.")],
+    dataset: Annotated[str, typer.Option("--data", help="A data set of aligned faces under VESTIBULE_DATASETS.")],
+    lfw: Annotated[Path | None, typer.Option(help="LFW's images with pairsDevTest.txt, pairs.txt or both.")] = None,
+    detector: Annotated[Path, typer.Option(help="The weights folder of a detector.")] = Path("weights/centerface"),
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into the card.")] = False,
+) -> None:
+    """Print verification figures of a face embedder's quantised network beside those of torch.
+
+    `_int8`: both vectors of a pair are the quantised network's; `_mixed`: only the second is.
+    """
+    with exit_on_error():
+        metrics = measure_int8.measure(folder, dataset, lfw, detector)
+    _report(folder, metrics, write=write)
 
 
 @cli.command()

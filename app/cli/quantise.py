@@ -1,55 +1,103 @@
-"""`vestibule quantise NAME --images DIR`: quantise a classifier to 8-bit integers."""
+"""`vestibule quantise NAME --images DIR`: quantise a classifier or a face embedder to 8-bit integers."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.terminal import fail, read_settings
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 quantise_cli = typer.Typer()
 
 
 @quantise_cli.command()
 def quantise(
-    name: Annotated[str, typer.Argument(help="A classifier in the weights folder.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="A classifier or a face embedder in the weights folder.", show_default=False)
+    ],
     *,
     images: Annotated[
         Path,
         typer.Option(
-            help="A folder of images as those to classify, also in subfolders; up to 1,300 are used.",
+            help="A folder of images as those to classify, or of photos of faces, also in subfolders; up to 1,300 are"
+            " used.",
             exists=True,
             file_okay=False,
             show_default=False,
         ),
     ],
+    aligned: Annotated[
+        bool,
+        typer.Option(help="For an embedder: the images are aligned faces of 112x112 pixels, as a collection stores."),
+    ] = False,
     agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="The least share of images with the same most probable class.")
-    ] = 0.97,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="A classifier's least share of images with the same most probable class, by default 0.97; an"
+            " embedder's least cosine of a vector with torch's, by default 0.95.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a quantised network beside a classifier's weights, which OpenVINO runs with 8-bit integers.
+    """Write a quantised network beside a model's weights, which OpenVINO runs with 8-bit integers.
 
-    The service then chooses it if it is the fastest runtime that agrees with torch on the service's own photos.
+    The service then chooses it if it is the fastest runtime that agrees with torch on the service's own photos; an
+    embedder's only for collections that allow it.
     """
     from models import checkpoint, image_decoder, quantisation
 
     settings = read_settings()
     folder = settings.weights / name
     try:
-        preprocess = checkpoint.read_card(folder).preprocess
+        card = checkpoint.read_card(folder)
         files = (path for path in images.rglob("*") if path.is_file())
         paths = sorted(path for path in files if image_decoder.why_not_supported(path) is None)
         random.Random(0).shuffle(paths)  # noqa: S311  not a secret
         del paths[quantisation.MAX_SAMPLES + quantisation.MAX_COMPARED :]
+        photos = (image_decoder.read(path) for path in paths)
+        if card.task == "embed" and not aligned:
+            crop = _face_cropper(settings.weights / settings.default_detector)
+            photos = (face for face in map(crop, photos) if face is not None)
         int8 = quantisation.quantise_model(
-            folder,
-            [preprocess(image_decoder.read(path)) for path in paths],
-            settings.state / "compiled",
-            agreement,
+            folder, [card.preprocess(photo) for photo in photos], settings.state / "compiled", agreement
         )
     except (checkpoint.CheckpointError, image_decoder.DecodeError, quantisation.QuantisationError) as error:
         fail(str(error))
-    typer.echo(f"{name}: the same class as torch for {int8.agreement:.2%} of {int8.compared} images")
+    if card.task == "embed":
+        typer.echo(f"{name}: a cosine of at least {int8.agreement:.4f} with torch for {int8.compared} images")
+    else:
+        typer.echo(f"{name}: the same class as torch for {int8.agreement:.2%} of {int8.compared} images")
+
+
+def _face_cropper(folder: Path) -> Callable[[Image.Image], Image.Image | None]:
+    """Return a function that aligns a photo's most prominent face, None without one; `folder` is the detector's.
+
+    Raises:
+        CheckpointError: see `checkpoint.load`.
+    """
+    from PIL import Image
+
+    from models import align, checkpoint, runtime
+    from models.detection_scale import CenterFaceDetector
+    from models.detector import prominence
+
+    module, card = checkpoint.load(folder)
+    detect = CenterFaceDetector(runtime.prepare(module), card.preprocess)
+
+    def crop(photo: Image.Image) -> Image.Image | None:
+        rgb = photo.convert("RGB")
+        face = max(detect(rgb), key=lambda face: prominence(face, rgb.size), default=None)
+        try:
+            return None if face is None else Image.fromarray(align.align(rgb, face.landmarks))
+        except align.NoAlignmentError:
+            return None
+
+    return crop

@@ -19,6 +19,7 @@ from app.gallery.schemas import EnrolParams, RejectedFace, RejectedReason
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Predictor
+from app.inference.submodels import INT8
 from index.types import Collection, NewFace
 from models import align, detection_scale
 from models.detection_scale import Scales
@@ -55,9 +56,9 @@ class EmbeddedFace:
 class EmbeddingPipeline:
     """An embedder, and the detector before it if it embeds faces.
 
-    A request that holds a pipeline keeps the same two models, even if one is reloaded meanwhile. `scales` names the
-    rule for detection scales: "whole" detects at the detector's size only, as in the oldest collections; "min-face" is
-    `detection_scale.scan` with its default.
+    A request that holds a pipeline keeps the same two models, even if one is reloaded meanwhile. The embedder may be
+    `submodels.INT8`. `scales` names the rule for detection scales: "whole" detects at the detector's size only, as in
+    the oldest collections; "min-face" is `detection_scale.scan` with its default.
     """
 
     embedder: LoadedModel
@@ -73,6 +74,8 @@ class EmbeddingPipeline:
             "preprocess": card.preprocess.model_dump(mode="json"),
             "tta": card.tta,
         }
+        if self.embedder.submodel == INT8 and card.int8 is not None:
+            parts["int8"] = card.int8.sha256
         if self.detector is not None:
             parts |= {"detector": self.detector.card.sha256, "alignment": [align.TEMPLATE, align.SIDE]}
             # The first rule is left out, so that the fingerprints of collections that use it do not change.
@@ -103,26 +106,32 @@ class ImageEmbedder:
         self.predictor = predictor
         self.faces = Faces(predictor)
 
-    async def pipeline(self, embedder: str | None) -> EmbeddingPipeline:
+    async def pipeline(self, embedder: str | None, *, allow_int8: bool = False) -> EmbeddingPipeline:
         """Return the pipeline of the embedder (None: the default) with its current weights.
 
         Raises:
             UnknownModel: no such model, or it does not embed. NotReady: its files do not match each other.
         """
         models = self.predictor.model_manager
-        model = await models.load_embedder(embedder)
+        model = await models.load_embedder(embedder, allow_int8=allow_int8)
         detector = await models.load(None, "detect") if model.card.task == "embed" else None
         return EmbeddingPipeline(model, detector)
 
-    async def pipeline_with_fingerprint(self, embedder: str, fingerprint: str) -> EmbeddingPipeline | None:
+    async def pipeline_with_fingerprint(
+        self, embedder: str, fingerprint: str, *, allow_int8: bool
+    ) -> EmbeddingPipeline | None:
         """Return the embedder's pipeline with this fingerprint, or None if its current weights have another.
 
         Raises:
             UnknownModel, NotReady: see `pipeline`.
         """
-        pipeline = await self.pipeline(embedder)
-        earlier = replace(pipeline, scales="whole")
-        return next((variant for variant in (pipeline, earlier) if variant.fingerprint == fingerprint), None)
+        # A collection that allows int8 has vectors of torch if the embedder was quantised after its creation.
+        for allowed in (True, False) if allow_int8 else (False,):
+            pipeline = await self.pipeline(embedder, allow_int8=allowed)
+            for variant in (pipeline, replace(pipeline, scales="whole")):
+                if variant.fingerprint == fingerprint:
+                    return variant
+        return None
 
     async def collection_pipeline(self, collection: Collection) -> EmbeddingPipeline:
         """Return the pipeline that computed the collection's vectors.
@@ -130,7 +139,9 @@ class ImageEmbedder:
         Raises:
             Conflict: the embedder's current weights are not those of the collection.
         """
-        pipeline = await self.pipeline_with_fingerprint(collection.embedder, collection.fingerprint)
+        pipeline = await self.pipeline_with_fingerprint(
+            collection.embedder, collection.fingerprint, allow_int8=allows_int8(collection)
+        )
         if pipeline is None:
             raise Conflict(
                 f"{collection.name!r} holds vectors of another version of {collection.embedder};"
@@ -225,3 +236,8 @@ def select_faces(
 def keeps_crops(collection: Collection) -> bool:
     """Return whether the collection stores the crop of each face; imported collections may have no such setting."""
     return collection.settings.get("keep_crops") is True
+
+
+def allows_int8(collection: Collection) -> bool:
+    """Return whether the collection may have vectors of quantised networks; older collections have no such setting."""
+    return collection.settings.get("allow_int8") is True

@@ -17,9 +17,9 @@ from functools import partial
 import structlog
 
 from app.background_tasks import lease_renewal, wait_for_event
-from app.errors import Conflict, NotReady, UnknownModel, VestibuleError
+from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery.access import GalleryAccess
-from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder
+from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder, allows_int8
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo
 from app.inference.loaded_model import LoadedModel
 from index.protocol import FIRST, LEASE_S, Storage
@@ -50,7 +50,9 @@ class Reembedder(GalleryAccess):
             thresholds.
         """
         collection = await self._collection(name)
-        pipeline = await self._embedder.pipeline(params.embedder or collection.embedder)
+        pipeline = await self._embedder.pipeline(
+            params.embedder or collection.embedder, allow_int8=allows_int8(collection)
+        )
         model, card = pipeline.embedder, pipeline.embedder.card
         if card.task != "embed":
             raise Conflict(
@@ -114,8 +116,10 @@ class Reembedder(GalleryAccess):
     async def _model(self, task: Reembedding) -> LoadedModel | None:
         """Return the embedder of the new vectors, or None if this process does not have it with these weights."""
         try:
-            pipeline = await self._embedder.pipeline_with_fingerprint(task.embedder, task.fingerprint)
-        except (UnknownModel, NotReady):
+            pipeline = await self._embedder.pipeline_with_fingerprint(
+                task.embedder, task.fingerprint, allow_int8=allows_int8(await self._collection(task.collection))
+            )
+        except (NotFound, UnknownModel, NotReady):
             return None
         return pipeline.embedder if pipeline else None
 

@@ -113,6 +113,13 @@ class NewCollection(Schema):
     encrypted: StrictBool = Field(
         False, description="Encrypt all that identifies a subject with the operator's key. Cannot be changed later."
     )
+    allow_int8: StrictBool = Field(
+        False,
+        description=(
+            "Allow vectors of the embedder's quantised network (8-bit integers), which is faster and less exact. Cannot"
+            " be changed later."
+        ),
+    )
 
 
 class CollectionInfo(Schema):
@@ -124,6 +131,7 @@ class CollectionInfo(Schema):
     dimensions: int
     keep_crops: bool
     encrypted: bool
+    allow_int8: bool
     created_at: AwareDatetime
 
 

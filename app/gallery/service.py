@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import structlog
 from pydantic import TypeAdapter
@@ -18,7 +17,7 @@ from app.gallery.calibration.service import SiteCalibrations
 from app.gallery.curation.proposals import Proposals
 from app.gallery.curation.service import GalleryCuration
 from app.gallery.curation.vector_search import VectorSearch
-from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
+from app.gallery.embedding_pipeline import ImageEmbedder, allows_int8, keeps_crops, select_faces
 from app.gallery.passages import PassageSearch
 from app.gallery.reembedding import Reembedder
 from app.gallery.schemas import (
@@ -49,6 +48,8 @@ from index.validation import read_timestamp
 log = structlog.get_logger()
 
 MAX_ROW_ID = 2**62  # databases have no larger integers
+# A collection's options that cannot be changed.
+_FIXED_OPTIONS = ("keep_crops", "encrypted", "allow_int8")
 
 
 class GalleryService(GalleryAccess):
@@ -78,14 +79,12 @@ class GalleryService(GalleryAccess):
             UnknownModel. Conflict: a different collection has the name. Unprocessable: there is no encryption key, or
             the embedder has no thresholds.
         """
-        pipeline = await self._embedder.pipeline(params.embedder)
+        pipeline = await self._embedder.pipeline(params.embedder, allow_int8=params.allow_int8)
         model = pipeline.embedder
         try:
             await self._collection(name)
         except NotFound:
             pipeline.check_calibration()
-        # A collection with the earlier rule for detection scales is returned to the call that created it, too.
-        fingerprints = {pipeline.fingerprint, replace(pipeline, scales="whole").fingerprint}
         change = self._gallery.create.planned(
             name,
             model.card.name,
@@ -94,6 +93,7 @@ class GalleryService(GalleryAccess):
             encrypted=params.encrypted,
             actor=actor,
             keep_crops=params.keep_crops,
+            allow_int8=params.allow_int8,
         )
         try:
             return await self._commit_response(change, _collection_info), True
@@ -101,8 +101,12 @@ class GalleryService(GalleryAccess):
             raise Unprocessable(error.detail) from error
         except Conflict:
             existing = _collection_info(await self._collection(name))
-            is_same = params.embedder is None or existing.fingerprint in fingerprints
-            if not is_same or (existing.keep_crops, existing.encrypted) != (params.keep_crops, params.encrypted):
+            if any(getattr(existing, option) != getattr(params, option) for option in _FIXED_OPTIONS):
+                raise
+            # Also a pipeline that new collections do not get, such as one with the earlier rule for detection scales.
+            if params.embedder is not None and not await self._embedder.pipeline_with_fingerprint(
+                params.embedder, existing.fingerprint, allow_int8=params.allow_int8
+            ):
                 raise
             return existing, False
 
@@ -325,6 +329,7 @@ def _collection_info(collection: Collection) -> CollectionInfo:
         dimensions=collection.dimensions,
         keep_crops=keeps_crops(collection),
         encrypted=collection.encrypted,
+        allow_int8=allows_int8(collection),
         created_at=read_timestamp(collection.created_at),
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from app.errors import UnknownModel
 from app.images.tiling import SIDE
 from app.inference.loaded_model import PreparedModel, convert_out_of_memory, run_padded
-from app.inference.submodels import DENOISER, FEATURES, WHOLE, Submodel, size_multiple
+from app.inference.submodels import DENOISER, FEATURES, INT8, WHOLE, Submodel, size_multiple
 from app.settings import Settings
 from models import checkpoint, detector, imported_runtime, runtime
 from models.card import ModelCard
@@ -39,7 +39,8 @@ def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Setting
         raise UnknownModel(f"{card.name} has no {submodel.name}")
     network = submodel.extract(module)
     choice = _runtime_choice(network, card, submodel, settings)
-    if choice is not None and submodel == WHOLE and (int8 := checkpoint.load_int8(folder, card)) and card.int8:
+    accepts_int8 = submodel == INT8 if card.has_int8_vectors else submodel == WHOLE
+    if choice is not None and accepts_int8 and (int8 := checkpoint.load_int8(folder, card)) and card.int8:
         choice = replace(choice, int8=(int8, card.int8.tolerance))
     torch_runtime = convert_out_of_memory(lambda: runtime.prepare(network))
     return PreparedModel(card, submodel, torch_runtime, choice)
@@ -73,7 +74,7 @@ def _runtime_choice(
     match card.task, submodel.name:
         case "classify", WHOLE.name:
             kind = "logits"
-        case ("classify", FEATURES.name) | ("embed", WHOLE.name):
+        case ("classify", FEATURES.name) | ("embed", WHOLE.name | INT8.name):
             kind = "vectors"
         case "detect", WHOLE.name:
             prepare = partial(detector.prepare, preprocess=preprocess)
@@ -81,7 +82,8 @@ def _runtime_choice(
             prepare, shape = partial(_first_tile, card), (preprocess.channels, SIDE, SIDE)
         case _:
             return None
-    key, folder = f"{card.sha256} {submodel.name}", settings.state / COMPILED
+    part = WHOLE if submodel == INT8 else submodel  # the same network, which is converted once
+    key, folder = f"{card.sha256} {part.name}", settings.state / COMPILED
     choice = RuntimeSelector(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
     return choice if choice.has_alternatives else None
 

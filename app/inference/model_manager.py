@@ -17,7 +17,7 @@ from app.inference.batcher import TooLarge
 from app.inference.executors import Executors
 from app.inference.loaded_model import LoadedModel
 from app.inference.model_cache import ModelCache
-from app.inference.submodels import FEATURES, WHOLE, Submodel, default_submodel
+from app.inference.submodels import FEATURES, INT8, WHOLE, Submodel, default_submodel
 from app.observability.metrics import Metrics
 from app.settings import Settings, variable
 from models.card import ModelCard
@@ -137,16 +137,18 @@ class ModelManager:
         await asyncio.gather(*self._selections)
         self.executors.stop()
 
-    async def load_embedder(self, name: str | None) -> LoadedModel:
+    async def load_embedder(self, name: str | None, *, allow_int8: bool = False) -> LoadedModel:
         """Return a model that embeds: the named embedder (None: the default), or a classifier's features.
+
+        With `allow_int8` an embedder may run its quantised network although vectors differ by more than its tolerance.
 
         Raises:
             UnknownModel: no such name, or a model that is neither. NotReady: its files do not match each other.
         """
-        card = self.cards.get(self._defaults["embed"] if name is None else name)
-        if card is None or card.task != "classify":
-            return await self.load(name, "embed")
-        return await self.load_submodel(card, FEATURES)
+        card = self.find_card(name, "embed", "classify")
+        if card.task == "classify":
+            return await self.load_submodel(card, FEATURES)
+        return await self.load_submodel(card, INT8 if allow_int8 and card.has_int8_vectors else WHOLE)
 
     async def load(self, name: str | None, task: Task) -> LoadedModel:
         """Return the named model (None: the default for the task), loaded on first use.
@@ -325,5 +327,5 @@ class ModelManager:
             model.runtime = runtime
             self.cache.update_size(model.card.name)
             figures = verdict.model_dump() if verdict else {}
-            log.info("runtime_chosen", model=model.card.name, runtime=runtime.name, **figures)
+            log.info("runtime_chosen", model=model.card.name, part=model.submodel.name, runtime=runtime.name, **figures)
         model.choice = None

@@ -59,6 +59,9 @@ def size_multiple(card: ModelCard) -> int:
 
 
 WHOLE = Submodel("", lambda network: network, lambda card: card.preprocess.shape)
+# An embedder whose runtime may also be the quantised network: its vectors differ from those of WHOLE by more than the
+# card's tolerance.
+INT8 = Submodel("int8", WHOLE.extract, WHOLE.example_shape)
 # A classifier without its last layer: its output serves as an embedding.
 FEATURES = Submodel("features", lambda network: network.get_submodule("features"), WHOLE.example_shape)
 DECODER = Submodel("decoder", DecoderSubmodel, _latent_shape, (SupportsDecode,), DECODER_BATCH_SIZE, deterministic=True)

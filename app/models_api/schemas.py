@@ -75,5 +75,9 @@ class ModelDetail(Schema):
     loaded: bool
     memory_bytes: int
     runtime: str | None
+    runtimes: dict[str, str] = Field(
+        description="The runtimes of its loaded submodels by their names. An empty name: the whole network; `int8`: the"
+        " network for collections that allow 8-bit vectors."
+    )
     choosing: bool = Field(description="Whether a faster runtime is being selected while this one serves.")
     card: ModelCard

@@ -50,13 +50,15 @@ class Models:
         card = self._model_manager.cards.get(name)
         if card is None:
             raise NotFound("there is no such model; GET /models lists the models")
-        submodels = self._model_manager.cache.submodels(name)
+        # The whole network, whose name is empty, first.
+        submodels = sorted(self._model_manager.cache.submodels(name), key=lambda model: model.submodel.name)
         return ModelDetail(
             version=card.version,
             default=self._model_manager.is_default(card),
             loaded=bool(submodels),
             memory_bytes=self._memory(card),
             runtime=submodels[0].runtime.name if submodels else None,
+            runtimes={submodel.submodel.name: submodel.runtime.name for submodel in submodels},
             choosing=any(submodel.choice for submodel in submodels),
             card=card,
         )

@@ -261,7 +261,7 @@ def check_collection(collection: Collection) -> None:
     if (
         not all(isinstance(text, str) and text for text in texts)
         or not isinstance(settings, dict)
-        or not isinstance(settings.get("keep_crops", False), bool)
+        or not all(isinstance(settings.get(option, False), bool) for option in ("keep_crops", "allow_int8"))
         or not isinstance(collection.created_at, int | float)
     ):
         raise InvalidError("the file's metadata has a property of the wrong type")

@@ -93,6 +93,8 @@ def test_generated_images(client: Client, tmp_path: Path) -> None:
 def test_gallery(client: Client) -> None:
     collection = client.create_collection("sdk doors", keep_crops=True)
     assert (collection.name, collection.keep_crops, collection.encrypted) == ("sdk doors", True, False)
+    assert client.create_collection("sdk fast", allow_int8=True).allow_int8
+    client.erase_collection("sdk fast")
     enrolled = client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE], idempotency_key="one")
     assert client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE], idempotency_key="one") == enrolled
     (face,), (failed,) = enrolled.indexed, enrolled.failed

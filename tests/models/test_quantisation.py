@@ -1,4 +1,4 @@
-"""Quantised classifiers beside torch, and the files that describe them."""
+"""Quantised classifiers and embedders beside torch, and the files that describe them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from models import checkpoint
 from models.card import Tolerance
 from models.checkpoint import INT8_CONSTANTS_FILE, INT8_NETWORK_FILE, CheckpointError
 from models.openvino_runtime import OpenVinoInt8Runtime
-from models.quantisation import MIN_IMAGES, QuantisationError, quantise_model
+from models.quantisation import MIN_IMAGES, TOLERANCE, QuantisationError, quantise_model
+from models.registry import build
 from models.runtime import TorchRuntime
 from models.runtime_selection import RuntimeSelector
+from tests.models.helpers import save_untrained
 
 PROJECT = Path(__file__).parents[2]
 
@@ -105,11 +107,11 @@ def test_changed_and_missing_files_are_refused(quantised: Path, tmp_path: Path) 
 
 
 def test_errors_change_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("lenet5-mnist", "mobilefacenet"):
+    for name in ("lenet5-mnist", "ae-mnist"):
         shutil.copytree(PROJECT / "weights" / name, tmp_path / name)
     before = checkpoint.read_card(tmp_path / "lenet5-mnist")
     for name, inputs, message in (
-        ("mobilefacenet", digits(300), "only classifiers"),
+        ("ae-mnist", digits(300), "only classifiers and embedders"),
         ("lenet5-mnist", digits(MIN_IMAGES - 1), f"at least {MIN_IMAGES} images"),
         (
             "lenet5-mnist",
@@ -124,3 +126,26 @@ def test_errors_change_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         quantise_model(tmp_path / "lenet5-mnist", digits(MIN_IMAGES), tmp_path / "cache")
     assert checkpoint.read_card(tmp_path / "lenet5-mnist") == before
     assert not list(tmp_path.rglob("int8*"))
+
+
+def test_an_embedder_is_compared_by_the_directions_of_its_vectors(tmp_path: Path) -> None:
+    config = {"backbone_config": {"depths": [1, 1], "widths": [8, 16]}, "dimensions": 16, "image_size": 28}
+    torch.manual_seed(0)
+    module = build("embedder", config).eval()
+    save_untrained(tmp_path / "embedder", module, "embedder", config)
+    inputs = list(torch.rand(120, 3, 28, 28, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(QuantisationError, match=r"the cosine of a vector with torch's is 0\.\d+ \(80 images\)"):
+        quantise_model(tmp_path / "embedder", inputs, tmp_path / "cache", 1.0)
+    int8 = quantise_model(tmp_path / "embedder", inputs, tmp_path / "cache", 0.5)
+    card = checkpoint.read_card(tmp_path / "embedder")
+    files = checkpoint.load_int8(tmp_path / "embedder", card)
+    assert files is not None
+    runtime = OpenVinoInt8Runtime(*files, card.preprocess.shape, tmp_path / "cache")
+    compared = torch.stack(inputs[40:])
+    with torch.inference_mode():
+        expected = module(compared).double().numpy()
+    outputs = runtime(compared).double().numpy()
+    cosines = (expected * outputs).sum(axis=1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(outputs, axis=1)
+    assert int8.agreement == pytest.approx(cosines.min(), abs=1e-5)
+    assert card.has_int8_vectors == (cosines.min() < 0.999)
+    assert int8.tolerance.direction == (TOLERANCE.direction if card.has_int8_vectors else 0.001)

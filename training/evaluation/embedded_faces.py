@@ -20,7 +20,7 @@ from training.core import weights
 from training.core.errors import DataError
 from training.datasets.images import ImageSet, Indices
 from training.datasets.protocols import People, Search
-from training.metrics.embedding import embed_faces, embed_rows, load_embedder
+from training.metrics.embedding import embed_faces, embed_rows, load_embedder, load_int8_embedder
 from training.metrics.verification import Flags, Floats
 from training.prepare.face_photos import choose, read_photo
 
@@ -32,17 +32,18 @@ Embed = Callable[[Pixels], Floats]  # aligned faces [N, 112, 112, 3] to unit vec
 
 
 class FaceEmbedder:
-    """A calibrated embedder with the test-time augmentation of its card.
+    """A calibrated embedder with the test-time augmentation of its card; with `int8` its quantised network.
 
     Raises:
-        CheckpointError: see `checkpoint.load`. DataError: another task, or not calibrated.
+        CheckpointError: see `checkpoint.load` and `checkpoint.load_int8`. DataError: another task, not calibrated, or
+            without a quantised network.
     """
 
     card: ModelCard
     matching: Matching
 
-    def __init__(self, folder: Path):
-        self._runtime, self.card = load_embedder(folder)
+    def __init__(self, folder: Path, *, int8: bool = False):
+        self._runtime, self.card = load_int8_embedder(folder) if int8 else load_embedder(folder)
         if self.card.matching is None:
             raise DataError(f"{folder} is not calibrated: its card has no thresholds to measure")
         self.matching = self.card.matching
@@ -79,10 +80,10 @@ class EmbeddedFaces:
         """Return some of the images."""
         return EmbeddedFaces(self.vectors[positions], self.labels[positions], self.has_face[positions])
 
-    def pairs(self, positions: Indices) -> Floats:
-        """Return the similarities [P] of pairs [P, 2]."""
+    def pairs(self, positions: Indices, others: EmbeddedFaces | None = None) -> Floats:
+        """Return the similarities [P] of pairs [P, 2]; the second vector is that of `others`, of the same images."""
         first, second = positions.T
-        cosines = (self.vectors[first] * self.vectors[second]).sum(axis=1)
+        cosines = (self.vectors[first] * (others or self).vectors[second]).sum(axis=1)
         return np.where(self.has_face[first] & self.has_face[second], cosines, FAILED)
 
     def search(self, search: Search) -> Floats:

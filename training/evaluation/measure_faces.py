@@ -177,7 +177,7 @@ def on_identities(embedder: FaceEmbedder, dataset: str, faces: ImageSet, rows: I
         threshold_checks=[check for part in (everyone, *sources) for check in _check_thresholds(part, matching)],
         verifications=[
             *(part.verification for part in (everyone, *sources)),
-            _against_degraded(f"{dataset}, all, a camera's photo", everyone, embedded, camera, rows),
+            verify_against(f"{dataset}, all, a camera's photo", everyone.pairs, rows, embedded.vectors, camera),
         ],
         # Two sources may contain one person under two names, so no gallery has people of both.
         identifications=[identify(part.name, embedded.take(np.searchsorted(rows, part.rows))) for part in sources],
@@ -194,13 +194,10 @@ def degraded_faces(faces: ImageSet, rows: Indices) -> ImageSet:
     return ImageSet(np.concatenate(parts), faces.labels[rows], faces.classes)
 
 
-def _against_degraded(
-    name: str, part: _SourceFigures, embedded: EmbeddedFaces, degraded: Floats, rows: Indices
-) -> Verification:
-    """Compare the same pairs with the second image degraded; `degraded` are the vectors of all rows."""
-    first, second = part.pairs.positions(rows).T
-    similarities = (embedded.vectors[first] * degraded[second]).sum(axis=1)
-    return Verification(name, Scores.of(similarities, part.pairs.mated), len(rows))
+def verify_against(name: str, pairs: ComparedPairs, rows: Indices, vectors: Floats, others: Floats) -> Verification:
+    """Measure on pairs of the images `rows`; the first vector of a pair is in `vectors`, the second in `others`."""
+    first, second = pairs.positions(rows).T
+    return Verification(name, Scores.of((vectors[first] * others[second]).sum(axis=1), pairs.mated), len(rows))
 
 
 def _sources(dataset: str, faces: ImageSet, rows: Indices) -> dict[str, Indices]:
@@ -233,13 +230,13 @@ def _check_thresholds(part: _SourceFigures, matching: Matching) -> list[Threshol
     return checks
 
 
-def verify(name: str, photos: EmbeddedFaces, pairs: ListedPairs) -> Verification:
-    """Measure on a list of pairs, with the folds of the list or with ten.
+def verify(name: str, photos: EmbeddedFaces, pairs: ListedPairs, others: EmbeddedFaces | None = None) -> Verification:
+    """Measure on a list of pairs, with the folds of the list or with ten; `others` as in `EmbeddedFaces.pairs`.
 
     Raises:
         DataError: fewer pairs than folds, or only one fold.
     """
-    similarities = photos.pairs(pairs.positions)
+    similarities = photos.pairs(pairs.positions, others)
     try:
         accuracy = (
             cross_validated_accuracy(similarities, pairs.mated)

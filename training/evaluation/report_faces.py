@@ -94,16 +94,23 @@ ORL over the ten photos of each subject in turn, all enrolled.
 
 def card_metrics(figures: Figures) -> list[Metric]:
     """Return the figures for the card: TAR and, where defined, accuracy, rank-1 and FNIR of each set, all 0..1."""
-    metrics = []
-    for part in figures.verifications:
-        values = {f"tar@fmr={rate:g}": part.scores.tar(rate) for rate in RATES}
-        if part.accuracy is not None:
-            values = {"accuracy": part.accuracy[0]} | values
-        metrics += [Metric(name=name, value=value, data=f"{part.name}: test") for name, value in values.items()]
+    metrics = verification_metrics(figures.verifications)
     for search in figures.identifications:
         values = {"rank-1": search.rank_one.mean}
         values |= {f"fnir@fpir={rate:g}": average.mean for rate, average in search.fnir.items()}
         metrics += [Metric(name=name, value=value, data=f"{search.name}: test") for name, value in values.items()]
+    return metrics
+
+
+def verification_metrics(verifications: Sequence[Verification], suffix: str = "") -> list[Metric]:
+    """Return TAR and, where defined, accuracy of each set, 0..1; `suffix` is appended to the figures' names."""
+    metrics = []
+    for part in verifications:
+        values = {f"tar@fmr={rate:g}": part.scores.tar(rate) for rate in RATES}
+        if part.accuracy is not None:
+            values = {"accuracy": part.accuracy[0]} | values
+        data = f"{part.name}: test"
+        metrics += [Metric(name=f"{name}{suffix}", value=value, data=data) for name, value in values.items()]
     return metrics
 
 

@@ -10,16 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models import imported_runtime
+from models import checkpoint, imported_runtime
 from models.card import ModelCard
 from models.imported_runtime import is_imported
+from models.openvino_runtime import OpenVinoInt8Runtime
 from models.preprocess import Preprocess
 from models.runtime import Runtime, prepare
 from models.tta import Tta
 from training.core import weights
+from training.core.errors import DataError
 from training.datasets.images import ImageSet, Indices
 from training.losses.metric_learning import unit
 from training.metrics.classification import predict
+from training.recipe.config import runs_folder
 
 
 def embedding_runtime(network: nn.Module, device: torch.device | None = None) -> Runtime:
@@ -40,6 +43,20 @@ def load_embedder(folder: Path) -> tuple[Runtime, ModelCard]:
         return imported_runtime.load(folder)
     network, card = weights.load(folder, "embed")
     return embedding_runtime(network), card
+
+
+def load_int8_embedder(folder: Path) -> tuple[Runtime, ModelCard]:
+    """Return runtime and card of an embedder's quantised network.
+
+    Raises:
+        CheckpointError: see `weights.read_card` and `checkpoint.load_int8`. DataError: see `weights.read_card`; there
+            is no quantised network.
+    """
+    card = weights.read_card(folder, "embed")
+    int8 = checkpoint.load_int8(folder, card)
+    if int8 is None:
+        raise DataError(f"{folder} has no quantised network: `vestibule quantise {card.name}` writes it")
+    return OpenVinoInt8Runtime(*int8, card.preprocess.shape, runs_folder() / "cache" / "compiled"), card
 
 
 def embed_rows(runtime: Runtime, images: ImageSet, rows: Indices, preprocess: Preprocess, *, tta: Tta) -> Tensor:

@@ -341,6 +341,7 @@ class ModelDetail(Answer):
     loaded: bool
     memory_bytes: int
     runtime: str | None
+    runtimes: dict[str, str] = Field(default_factory=dict)
     choosing: bool
     card: ModelCard
 

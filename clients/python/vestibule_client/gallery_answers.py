@@ -20,6 +20,7 @@ class CollectionInfo(Answer):
     dimensions: int
     keep_crops: bool
     encrypted: bool
+    allow_int8: bool = False
     created_at: datetime
 
 

@@ -145,14 +145,20 @@ def collection(name: str) -> Call[CollectionDetail]:
 
 
 def create_collection(
-    name: str, *, embedder: str | None = None, keep_crops: bool = False, encrypted: bool = False
+    name: str,
+    *,
+    embedder: str | None = None,
+    keep_crops: bool = False,
+    encrypted: bool = False,
+    allow_int8: bool = False,
 ) -> Call[CollectionInfo]:
     """Create a collection unless it exists; `embedder` is a face embedder or a classifier.
 
     `keep_crops` stores each aligned face, so that a later embedder can re-embed it. `encrypted` encrypts all data about
-    subjects with the operator's key; that cannot be changed later.
+    subjects with the operator's key. `allow_int8` allows vectors of the embedder's quantised network. None of these can
+    be changed later.
     """
-    body = {"embedder": embedder, "keep_crops": keep_crops, "encrypted": encrypted}
+    body = {"embedder": embedder, "keep_crops": keep_crops, "encrypted": encrypted, "allow_int8": allow_int8}
     return Call("PUT", _COLLECTION, CollectionInfo, {"collection": name}, json=body)
 
 

@@ -15,7 +15,8 @@ from app.cli.main import cli
 from app.settings import PROJECT
 from models import checkpoint
 from tests.app.conftest import started, until
-from tests.conftest import encode
+from tests.app.embedder import random_embedder
+from tests.conftest import encode, photo
 
 
 def digit(row: int) -> Image.Image:
@@ -60,6 +61,29 @@ def test_the_service_runs_the_quantised_network(weights: Path) -> None:
         (weights / "lenet5-mnist/int8.bin").write_bytes(b"")
         refused = client.post("/models/lenet5-mnist/reload")
         assert (refused.status_code, "sha256 of the int8 files" in refused.text) == (422, True)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_an_embedder_is_quantised_with_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, aligned: bool) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    random_embedder(weights)
+    images = tmp_path / "images"
+    images.mkdir()
+    # Small photos of the astronaut's face, and one photo without a face.
+    face = photo("astronaut").crop((100, 0, 356, 256)).resize((128, 128))
+    for number in range(70):
+        face.crop((number % 8, number // 8, 112 + number % 8, 112 + number // 8)).save(images / f"{number}.png")
+    Image.new("RGB", (112, 112)).save(images / "black.png")
+    monkeypatch.setenv("VESTIBULE_WEIGHTS", str(weights))
+    monkeypatch.setenv("VESTIBULE_STATE", str(tmp_path / "state"))
+    options = ["--images", str(images), "--agreement", "0.5", *(["--aligned"] if aligned else [])]
+    result = CliRunner().invoke(cli, ["quantise", "mobilefacenet-triplet", *options])
+    assert result.exit_code == 0, result.output
+    assert f"with torch for {48 if aligned else 47} images" in result.output
+    int8 = checkpoint.read_card(weights / "mobilefacenet-triplet").int8
+    assert int8 is not None
+    assert f"a cosine of at least {int8.agreement:.4f}" in result.output
 
 
 def test_errors_are_one_line(weights: Path) -> None:

@@ -245,6 +245,7 @@ def test_a_file_with_an_invalid_row_is_refused(
         ({"embedder": 3}, "wrong type"),
         ({"settings": []}, "wrong type"),
         ({"settings": {"keep_crops": 1}}, "wrong type"),
+        ({"settings": {"allow_int8": "yes"}}, "wrong type"),
         ({"created_at": "now"}, "wrong type"),
         ({"created_at": 1e12}, "created_at"),
         ({"name": "a/b"}, "U.002F"),

@@ -19,6 +19,7 @@ from models.detector import Box, Face, Pixels
 from models.matching import Matching
 from models.matching_fit import fit_matching
 from models.preprocess import Preprocess
+from models.quantisation import quantise_model
 from tests.conftest import photo
 from tests.training.conftest import head, save, write_identities
 from training.core.errors import DataError
@@ -136,6 +137,8 @@ def test_image_without_a_face_has_the_least_similarity() -> None:
     photos = embedded([[1, 0], [0, 0], [0.6, 0.8], [-1, 0]], [0, 0, 1, 1], [True, False, True, True])
     assert photos.failures == 1
     assert photos.pairs(np.array([[0, 1], [0, 2], [3, 0]])).tolist() == [-1, 0.6, -1]
+    others = embedded([[0, 1], [0, 0], [0, 1], [0, 1]], [0, 0, 1, 1], [True, False, True, True])
+    assert photos.pairs(np.array([[2, 3], [2, 1], [0, 2]]), others).tolist() == [0.8, -1, 0]
     search = Search(gallery=np.array([0, 1]), probes=np.array([2, 3]), mates=np.array([-1, -1]))
     assert photos.search(search).tolist() == [[0.6, -1], [-1, -1]]
     search = Search(gallery=np.array([0]), probes=np.array([1]), mates=np.array([0]))
@@ -398,3 +401,26 @@ def test_degradations_are_deterministic_and_of_every_kind(studio: Path) -> None:
     assert np.array_equal(once, again)
     changed = (once != images.images).any(axis=(1, 2, 3)).mean()
     assert changed == pytest.approx(1 - 0.5**7, abs=0.05)  # seven kinds, each on half of the photos
+
+
+def test_a_quantised_embedder_is_measured_beside_torch(studio: Path) -> None:
+    command = ["faces-int8", str(studio / "weights"), "--data", "people"]
+    missing = CliRunner().invoke(cli, command)
+    assert missing.exit_code == 1
+    assert "vestibule quantise" in missing.output
+    inputs = list(torch.randn(90, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    quantise_model(studio / "weights", inputs, studio / "cache", least_agreement=0.5)
+    result = CliRunner().invoke(cli, [*command, "--write"])
+    assert result.exit_code == 0, result.output
+    figures = {m.name: m.value for m in checkpoint.read_card(studio / "weights").metrics if "people, all" in m.data}
+    exact, int8 = FaceEmbedder(studio / "weights"), FaceEmbedder(studio / "weights", int8=True)
+    images = data.load("people", "train", exact.card.preprocess)
+    rows = rows_of(images, "test")
+    names = [images.classes[label] for label in images.labels[rows]]
+    pairs = [(a, b) for a, b in combinations(range(len(rows)), 2) if names[a].split(":")[0] == names[b].split(":")[0]]
+    mated = [names[a] == names[b] for a, b in pairs]
+    for suffix, first, second in (("", exact, exact), ("_int8", int8, int8)):
+        one, other = first.rows(images, rows), second.rows(images, rows)
+        scores = Scores.of([one[a] @ other[b] for a, b in pairs], mated)
+        assert figures[f"tar@fmr=0.1{suffix}"] == pytest.approx(scores.tar(0.1))
+    assert 0 <= figures["tar@fmr=0.1_mixed"] <= 1

@@ -14,7 +14,7 @@ import { unknownPeople } from "../gallery/unknown_people.js";
 
 /**
  * @typedef {{name: string, embedder: string, encrypted: boolean, created_at: string}} Collection
- * @typedef {Collection & {subjects: number, faces: number, exact: boolean, keep_crops: boolean, encrypted: boolean}} Detail
+ * @typedef {Collection & {subjects: number, faces: number, exact: boolean, keep_crops: boolean, encrypted: boolean, allow_int8: boolean}} Detail
  */
 
 /** @param {string} name */
@@ -50,6 +50,7 @@ function overview() {
   const embedder = h("select");
   const crops = checkbox("Store aligned faces, so that a new model can re-embed them", false);
   const encrypted = checkbox("Encrypt with the operator's key (cannot be changed later)", false);
+  const int8 = checkbox("Allow 8-bit vectors: faster on a CPU, less exact (cannot be changed later)", false);
   const create = h("button", { type: "submit", class: "primary" }, "Create collection");
   const message = h("div");
   const creation = h(
@@ -60,6 +61,7 @@ function overview() {
     field("Embedder", embedder),
     crops.element,
     encrypted.element,
+    int8.element,
     create,
     message,
   );
@@ -69,7 +71,12 @@ function overview() {
       try {
         await requestJson(pathOf(name.value), {
           method: "PUT",
-          json: { embedder: embedder.value || null, keep_crops: crops.box.checked, encrypted: encrypted.box.checked },
+          json: {
+            embedder: embedder.value || null,
+            keep_crops: crops.box.checked,
+            encrypted: encrypted.box.checked,
+            allow_int8: int8.box.checked,
+          },
         });
         location.hash = hashOf(name.value);
       } catch (error) {
@@ -78,8 +85,10 @@ function overview() {
     });
   });
   embedder.addEventListener("change", () => {
-    crops.box.disabled = embedder.selectedOptions[0]?.dataset.task !== "embed";
-    if (crops.box.disabled) crops.box.checked = false;
+    for (const { box } of [crops, int8]) {
+      box.disabled = embedder.selectedOptions[0]?.dataset.task !== "embed";
+      if (box.disabled) box.checked = false;
+    }
   });
   const terminal = terminalCommand(
     () =>
@@ -198,6 +207,7 @@ function collection(name, onErased) {
           badge(plural(detail.faces, "face")),
           badge(detail.embedder),
           detail.encrypted && badge("encrypted"),
+          detail.allow_int8 && badge("8-bit vectors allowed"),
         ),
         drop,
       ),
