@@ -18,8 +18,9 @@ from starlette.responses import Response
 
 from app.cli.main import _server
 from app.main import create_app
-from app.server.http_protocol import RESERVED_FILES, raise_file_limit
+from app.server.http_protocol import RESERVED_FILES, _ResponseTransport, raise_file_limit
 from app.settings import Settings
+from tests.app.async_test import async_test
 from tests.app.conftest import BASE_URL
 from tests.app.threaded import running_server
 
@@ -283,3 +284,53 @@ def test_the_limit_of_open_files_bounds_the_connections(
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits[0]))
     assert raise_file_limit(1000) == connections
     assert raised == ([] if raised_to is None else [raised_to])
+
+
+class _Written(asyncio.Transport):
+    """A transport that keeps what is written, and "closed"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.calls.append(bytes(data))
+
+    def close(self) -> None:
+        self.calls.append(b"closed")
+
+    def is_closing(self) -> bool:
+        return b"closed" in self.calls
+
+
+@async_test
+async def test_a_head_is_sent_with_the_beginning_of_its_body() -> None:
+    written = _Written()
+    transport = _ResponseTransport(written, asyncio.get_running_loop())
+    for part in (b"head ", b"body", b" and more"):
+        transport.write(part)
+    await asyncio.sleep(0)
+    assert written.calls == [b"head body", b" and more"]
+
+
+@async_test
+async def test_a_head_without_a_body_is_sent_at_once() -> None:
+    written = _Written()
+    transport = _ResponseTransport(written, asyncio.get_running_loop())
+    transport.write(b"head ")
+    await asyncio.sleep(0)
+    assert written.calls == [b"head "]
+    transport.write(b"body, later")
+    assert written.calls == [b"head ", b"body, later"]
+
+
+@async_test
+async def test_a_head_is_sent_before_the_connection_is_closed() -> None:
+    written = _Written()
+    transport = _ResponseTransport(written, asyncio.get_running_loop())
+    transport.write(b"head")
+    assert not transport.is_closing()
+    transport.close()
+    await asyncio.sleep(0)
+    assert transport.is_closing()
+    assert written.calls == [b"head", b"closed"]
