@@ -49,9 +49,10 @@ from vestibule_client.sighting_answers import Sighting
 RESULTS = Path(__file__).parents[1] / "results" / "process_kills.csv"
 # A start of the service takes several times as long as one of a watcher, so several watchers share a service.
 CAMERAS = 4
-# The longest time between two kills while the service is up, and while it is down; and how often the service is not
-# ready before the first of them.
-APART_S, DOWN_S, EARLY = 6.0, 2.0, 0.15
+# The most events of all watchers between two kills, of which a recording has about a dozen: in seconds, a busy machine
+# would kill only processes that have not begun. LONGEST_S bounds the wait for them.
+EVENTS, LONGEST_S = 12, 60.0
+DOWN_S, EARLY = 2.0, 0.15  # the longest time without the service; the share of its starts that are not waited for
 FINISH_S = 600.0  # how long the last processes may take for what is left
 # Torch alone: a start does not compare runtimes.
 SETTINGS = {"VESTIBULE_ALERT_PRIVATE_TARGETS": "127.0.0.0/8", "VESTIBULE_RUNTIME": "torch"}
@@ -108,9 +109,9 @@ def kill_in_turn(
     while sum(counts) < kills and time.monotonic() < deadline:
         service.start(wait=random.random() >= EARLY)
         for watcher in random.sample(watchers, len(watchers)):
-            pause(watchers, random.uniform(0, APART_S))
+            pause(watchers, LONGEST_S, events=random.randint(0, EVENTS))
             counts[1] += watcher.kill()
-        pause(watchers, random.uniform(0, APART_S))
+        pause(watchers, LONGEST_S, events=random.randint(0, EVENTS))
         service.kill()
         counts[0] += 1
         print(f"{counts[0]} kills of the service, {counts[1]} of watchers", flush=True)
@@ -118,13 +119,16 @@ def kill_in_turn(
     return counts[0], counts[1]
 
 
-def pause(watchers: Sequence[WatcherProcess], seconds: float) -> None:
-    """Wait, and meanwhile start a watcher again whenever it has ended."""
+def pause(watchers: Sequence[WatcherProcess], seconds: float, *, events: float = math.inf) -> None:
+    """Wait until the watchers have reported so many events, and start one again whenever it has ended."""
     until = time.monotonic() + seconds
+    expected = sum(watcher.reported for watcher in watchers) + events
     while (left := until - time.monotonic()) > 0:
         for watcher in watchers:
             watcher.ensure_running()
-        time.sleep(min(left, 0.5))
+        if sum(watcher.reported for watcher in watchers) >= expected:
+            return
+        time.sleep(min(left, 0.2))
 
 
 def finish(client: Client, watchers: Sequence[WatcherProcess]) -> tuple[list[Sighting], list[Alert]]:

@@ -80,6 +80,11 @@ class WatcherProcess:
         self.runs.append(WatcherRun(self._folder.name, process, output, began))
         return self.runs[-1]
 
+    @property
+    def reported(self) -> int:
+        """The number of events of all processes so far."""
+        return sum(output.read_bytes().count(b"\n") for output in self._folder.glob("*.jsonl"))
+
     def kill(self) -> bool:
         """Kill the process that runs; return whether it had not ended by itself."""
         run = self.runs[-1]
@@ -92,7 +97,7 @@ class WatcherProcess:
 
     def finish(self, deadline: float) -> None:
         """Wait until a process has processed a whole recording and sent all sightings, at most until the deadline."""
-        run = self.ensure_running()
+        run = self.runs[-1]
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
                 run.process.wait(deadline - time.monotonic())
