@@ -20,6 +20,7 @@ from app.alerts.schemas import (
 from app.alerts.service import AlertService
 from app.auth.scopes import ENROL, REVIEW
 from app.gallery.schemas import Key
+from app.middleware.routing import costly
 from index.alert_rules import AlertState
 
 router = APIRouter(tags=["alerts"])
@@ -100,6 +101,7 @@ async def alerts(
 
 
 @router.get("/alerts/stream", dependencies=REVIEW, response_class=StreamingResponse, responses=STREAMING)
+@costly
 async def alert_stream(
     request: Request, collection: Key | None = None, last_event_id: LastEventId = None
 ) -> StreamingResponse:

@@ -112,7 +112,7 @@ async def _watch(
     """Watch until the source ends or a signal stops it.
 
     Raises:
-        VestibuleError: the service or the collection does not exist at the start. SourceError.
+        VestibuleError: at the start, the collection does not exist or the key is not accepted. SourceError.
     """
     from app.watch.events import Events
     from app.watch.recognition import Recognition
@@ -120,12 +120,11 @@ async def _watch(
 
     events = Events(settings.camera, lambda line: print_line(replace_unprintable(line)), as_json=as_json)
     async with client:
-        recognition = Recognition(client, settings)
-        await recognition.check()
-        watcher = CameraWatcher(source, recognition, queue, events, fps=settings.fps)
+        watcher = CameraWatcher(source, Recognition(client, settings), queue, events, fps=settings.fps)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, watcher.stop)
+        await watcher.wait_for_service()
         await watcher.run()
 
 

@@ -69,7 +69,8 @@ def with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
 class HostAndOrigin:
     """ASGI middleware. Respond 403 to a wrong Host or a foreign Origin, and 431 to headers that are too large.
 
-    A page of another origin may not send a request that changes or computes something, which a GET may do as well.
+    A page of another origin may not send a request that changes something or is costly, as some GETs are (see
+    `routing.costly`).
     Health probes may send any Host.
     """
 
@@ -101,8 +102,8 @@ class HostAndOrigin:
         if len(hosts) != 1 or _hostname(hosts[0]) not in self._hosts:
             return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the host names of this service")
         route = scope["state"]["route"]
-        computes = route is not None and route.counts_toward_capacity
-        if not self._is_foreign(headers) or (is_safe and not computes):
+        is_costly = route is not None and route.is_costly
+        if not self._is_foreign(headers) or (is_safe and not is_costly):
             return None
         return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the origins that may call this service")
 

@@ -31,7 +31,7 @@ from app.errors import VestibuleError, error_response, invalid_parameters
 # Number of parsed query strings cached for each route, and the maximum length of one in bytes.
 CACHED_QUERIES, MAX_CACHED_BYTES = 256, 256
 
-_CAPACITY_MARK = "counts_toward_capacity"
+_CAPACITY_MARK, _COSTLY_MARK = "counts_toward_capacity", "is_costly"
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 ReadQuery = Callable[[bytes], BaseModel]
@@ -43,12 +43,21 @@ def counts_toward_capacity(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
+def costly(endpoint: Endpoint) -> Endpoint:
+    """Decorate the endpoint of a GET that computes for long, or holds a limited resource until the client disconnects.
+
+    Pages of other sites may not request it (see `HostAndOrigin`), nor any that `counts_toward_capacity`.
+    """
+    setattr(endpoint, _COSTLY_MARK, True)
+    return endpoint
+
+
 class ProtectedRoute:
     """A route with the properties that the middleware needs.
 
     `path`: the pattern of its paths. `methods`: None for all. `scope`: the scope that a key needs, None where no key is
-    needed. `reads_own_body`: the endpoint reads the body in pieces; FastAPI would read it whole and parse it in the
-    event loop.
+    needed. `is_costly`: see `costly`. `reads_own_body`: the endpoint reads the body in pieces; FastAPI would read it
+    whole and parse it in the event loop.
     """
 
     def __init__(self, route: RouteContext):
@@ -57,6 +66,7 @@ class ProtectedRoute:
         self.methods: Collection[str] | None = route.methods
         self.scope = required_scope(route)
         self.counts_toward_capacity: bool = getattr(route.endpoint, _CAPACITY_MARK, False)
+        self.is_costly: bool = self.counts_toward_capacity or getattr(route.endpoint, _COSTLY_MARK, False)
         # Such an endpoint describes its body to OpenAPI itself.
         self.reads_own_body = "requestBody" in (getattr(route, "openapi_extra", None) or {})
 

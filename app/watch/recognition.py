@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from PIL import Image
@@ -13,7 +14,7 @@ from app.watch.decisions import PassageDecision, PendingSighting
 from app.watch.settings import WatchSettings
 from app.watch.shots import Shot
 from app.watch.tracker import Box
-from vestibule_client import AsyncClient, NoFace
+from vestibule_client import AsyncClient, NoFace, Unprocessable
 from vestibule_client.answers import Face
 
 # Uncertain detections continue tracks, see `tracker.CONFIDENT`.
@@ -43,12 +44,16 @@ class Recognition:
         self._embedder: str | None = None
 
     async def check(self) -> None:
-        """Check that the service responds, that the collection exists, and that the key may search it.
+        """Check that the service responds, that the collection exists, and that the key may search and add sightings.
 
         Raises:
             VestibuleError.
         """
         await self.search([_reduced_jpeg(Image.new("RGB", (64, 64)), (64, 64))], FINAL_SHARE)
+        now = datetime.now(UTC)
+        # A sighting in no frames is invalid, so that nothing is stored; a key without the scope is refused before that.
+        with suppress(Unprocessable):
+            await self._client.add_sighting(self._settings.collection, self._settings.camera, now, now, frames=0)
 
     async def detect(self, image: Image.Image) -> list[Face]:
         """Return the faces of a frame, with boxes in pixels of the frame.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from app.watch.decisions import PendingSighting
-from app.watch.delivery import SightingDelivery
+from app.watch.delivery import PERMANENT, SightingDelivery
 from app.watch.events import Events
 from app.watch.metrics import WatchMetrics
 from app.watch.passages import Passages, TrackedPassage
@@ -21,7 +21,7 @@ from app.watch.sighting_queue import SightingQueue
 from app.watch.source.frames import Frame, FrameError, Source
 from app.watch.source.reader import FrameReader, backoff
 from app.watch.tracker import Detection, Tracker
-from vestibule_client import VestibuleError
+from vestibule_client import Forbidden, Unauthorized, VestibuleError
 from vestibule_client.answers import Face
 
 # The most shots of a search before the end, which must answer soon.
@@ -32,6 +32,8 @@ SUMMARY_S = 60.0
 # After a stop, and at the end of a recording, sightings are sent for at most this long; the others are sent at the next
 # start. Supervisors kill a process that does not stop within some seconds.
 STOP_S, END_S = 8.0, 600.0
+# Problems that end the watcher at its start, since waiting does not solve them. Later it goes on, as keys are replaced.
+REFUSALS = (*PERMANENT, Unauthorized, Forbidden)
 
 
 class CameraWatcher:
@@ -55,9 +57,26 @@ class CameraWatcher:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Stop reading; `run` stores the open passages and returns. Call it in the event loop."""
+        """Stop waiting and reading; `run` stores the open passages and returns. Call it in the event loop."""
         self._stopping.set()
         self._reader.stop()
+
+    async def wait_for_service(self) -> None:
+        """Return when the service accepts the camera's requests, or after `stop`.
+
+        Raises:
+            VestibuleError: the service refuses them: the collection, the key or its scopes are wrong.
+        """
+        while not self._stopping.is_set():
+            try:
+                await self._recognition.check()
+            except REFUSALS:
+                raise
+            except VestibuleError as error:
+                await self._wait_after(error)
+            else:
+                self._note_response()
+                return
 
     async def run(self) -> None:
         """Watch until the end of the source, or until stopped.
@@ -113,24 +132,28 @@ class CameraWatcher:
             try:
                 faces = await self._recognition.detect(image)
             except VestibuleError as error:
-                wait = backoff(self._failures)
-                self._failures += 1
-                self._events.report("service_failed", detail=str(error), wait_s=wait)
-                await self._wait(wait)
+                await self._wait_after(error)
                 if self._source.live or self._stopping.is_set():
                     return None
                 continue
-            if self._failures:
-                self._failures = 0
-                self._events.report("service_recovered")
+            self._note_response()
             return faces
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait; a stop ends the wait."""
+    async def _wait_after(self, error: VestibuleError) -> None:
+        """Report that the service failed, and wait the longer the more often it failed; a stop ends the wait."""
+        seconds = backoff(self._failures)
+        self._failures += 1
+        self._events.report("service_failed", detail=str(error), wait_s=seconds)
         try:
             await asyncio.wait_for(self._stopping.wait(), seconds)
         except TimeoutError:
             return
+
+    def _note_response(self) -> None:
+        """Report that the service works again, if it failed before."""
+        if self._failures:
+            self._failures = 0
+            self._events.report("service_recovered")
 
     async def _follow(self, frame: Frame, faces: list[Face], begun: float) -> None:
         """Assign the faces to passages and keep the best shots."""

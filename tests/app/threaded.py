@@ -30,11 +30,11 @@ def running_server(server: uvicorn.Server) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def serving_app(app: FastAPI, host: str = "127.0.0.1") -> Iterator[str]:
-    """Yield the address, on IPv4, of this application, on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=0, log_config=None, access_log=False))
-    with running_server(server) as (_, port):
-        yield f"http://127.0.0.1:{port}"
+def serving_app(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Yield the address, on IPv4, of this application, on this port or a free one."""
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False))
+    with running_server(server) as (_, bound):
+        yield f"http://127.0.0.1:{bound}"
 
 
 def serving_here(settings: Settings) -> AbstractContextManager[str]:

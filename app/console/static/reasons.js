@@ -9,6 +9,7 @@ const REASONS = {
   LOW_CONFIDENCE: "it may not be a face",
   EXCEEDS_MAX_FACES: "only the most prominent face of an image is enrolled, and this is another one",
   BEYOND_CALIBRATION: "the requested error rate is below the calibration's range: a person must review the candidates",
+  SEVERAL_PEOPLE: "photos were left out whose faces look like another person's",
   NOT_CALIBRATED: "there is no calibrated threshold for this kind of image",
 };
 

@@ -24,7 +24,7 @@ from app.gallery.routes import COMMON, PROBLEMS, AfterFace, Collection, Limit, S
 from app.gallery.schemas import Key
 from app.gallery.search_schemas import SearchedVectors, SearchResponse, VectorSearchParams
 from app.images.encoding import WEBP
-from app.middleware.routing import counts_toward_capacity
+from app.middleware.routing import costly, counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])
 
@@ -102,6 +102,7 @@ async def move(request: Request, collection: Collection, body: FaceMove) -> Face
     dependencies=ENROL,
     responses=PROBLEMS | errors.describe(errors.Conflict, errors.Unprocessable),
 )
+@costly
 async def duplicates(
     request: Request, collection: Collection, params: Annotated[DuplicateParams, Query()]
 ) -> DuplicatePage:

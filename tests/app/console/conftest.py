@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with serving() as (_, url, _):
+    with serving(VESTIBULE_DEADLINE_S="120") as (_, url, _):
         yield url
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fastapi.testclient import TestClient
 
+from app.gallery.calibration.schemas import RateChange
+from app.gallery.passage_schemas import FrameStatus, PassageReason
 from app.main import create_app
 from app.settings import PROJECT, Settings
+from models.align import Reason
 from tests.app.conftest import BASE_URL
 
 FOLDER = PROJECT / "app" / "console" / "static"
@@ -131,3 +135,14 @@ def test_all_files_are_packaged() -> None:
     globs = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
     packaged = {path for glob in globs for path in (PROJECT / "app").glob(glob)}
     assert packaged >= {FOLDER / name for name in FILES}
+
+
+def test_the_gallery_has_words_for_the_results_of_the_api() -> None:
+    """Each status of a frame, and each reason for a decision or a rejected face."""
+    frames = set(re.findall(r"^  (\w+): \"", text("gallery/passage.js"), re.MULTILINE))
+    assert frames == set(get_args(FrameStatus))
+    reasons = set(re.findall(r"^  ([A-Z_]+):", text("reasons.js"), re.MULTILINE))
+    expected = {*get_args(PassageReason), *get_args(Reason), "NOT_CALIBRATED"}
+    assert reasons >= expected
+    report = set(re.findall(r"\b(?:before|after|requested)\w*", text("gallery/calibrations.js")))
+    assert report >= set(RateChange.model_fields) - {"comparisons"}

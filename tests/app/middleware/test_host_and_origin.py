@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.alerts import stream
 from app.auth.keys import ApiKeys
 from app.auth.scopes import PROBES
 from app.main import create_app
@@ -67,7 +66,15 @@ def test_health_probes_may_send_any_host(client: TestClient, path: str, method: 
 )
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/classify"), ("GET", "/generate?n=0"), ("HEAD", "/generate?n=0"), ("GET", "/generate/interpolate")],
+    [
+        ("POST", "/classify"),
+        ("GET", "/generate?n=0"),
+        ("HEAD", "/generate?n=0"),
+        ("GET", "/generate/interpolate"),
+        ("GET", "/alerts/stream?collection="),
+        ("HEAD", "/alerts/stream?collection="),
+        ("GET", "/collections/people/duplicates?limit=0"),
+    ],
 )
 def test_cross_origin_requests(
     friendly: TestClient, method: str, path: str, headers: dict[str, str], is_refused: bool
@@ -116,19 +123,18 @@ def test_default_headers(client: TestClient, path: str) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_routes_with_effects_refuse_other_origins(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routes_with_effects_refuse_other_origins(client: TestClient) -> None:
     """Also by GET, which a page can send with an <img> alone; reading is open to links."""
-    monkeypatch.setattr(stream, "STREAM_S", 0.0)  # /alerts/stream ends at once
     closed = set()
     for route in RouteTable(client.app).all:  # type: ignore[arg-type]
         path = re.sub(r"\{[^}]+\}", "x", route.route.path or "")
         for method in route.methods or ():
             headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
             is_refused = client.request(method, path, headers=headers).status_code == 403
-            assert is_refused == (method not in ("GET", "HEAD") or route.counts_toward_capacity), (method, path)
+            assert is_refused == (method not in ("GET", "HEAD") or route.is_costly), (method, path)
             if is_refused and method == "GET":
                 closed.add(path)
-    assert closed == {"/generate", "/generate/interpolate"}
+    assert closed == {"/generate", "/generate/interpolate", "/alerts/stream", "/collections/x/duplicates"}
 
 
 @pytest.mark.parametrize(

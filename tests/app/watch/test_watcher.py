@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ import structlog
 from PIL import Image
 from typer.testing import CliRunner
 
+from app.auth.keys import ApiKeys, Scope
 from app.cli.main import cli
-from app.settings import PROJECT
+from app.main import create_app
+from app.settings import PROJECT, Settings
 from app.watch import delivery
 from app.watch.delivery import PERMANENT
 from app.watch.events import Events
@@ -31,6 +35,8 @@ from app.watch.sighting_queue import SightingQueue
 from app.watch.source import reader
 from app.watch.source.recordings import FrameFolder
 from app.watch.watcher import CameraWatcher
+from index.factory import open_keys
+from tests.app.threaded import serving_app, serving_here
 from vestibule_client import NEVER, AsyncClient, Client, NotFound, Unprocessable, Unreachable
 
 EXAMPLES = PROJECT / "examples"
@@ -286,7 +292,6 @@ def test_sigterm_stores_the_people_in_view(live: str, walk: Path, collection: st
         (["{walk}", "--where", "{"], "--where: not JSON"),
         (["{walk}", "--where", "[]"], "--where: expected a JSON object"),
         (["{walk}", "--collection", "nobody"], "nobody"),
-        (["{walk}", "--url", "http://127.0.0.1:9"], "is it running?"),
     ],
 )
 def test_errors_are_one_line(
@@ -299,6 +304,91 @@ def test_errors_are_one_line(
     assert done.exit_code == 1
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@dataclass(frozen=True)
+class SecuredState:
+    """A state folder with API keys and a collection `people` that knows the astronaut, and the port of its service."""
+
+    settings: Settings
+    port: int
+    keys: dict[str, str]
+
+    def serving(self) -> AbstractContextManager[str]:
+        """Start the service for the length of a `with` statement."""
+        return serving_app(create_app(self.settings), port=self.port)
+
+    def command(self, walk: Path, key: str) -> list[str]:
+        """The arguments of `vestibule watch` on this service."""
+        return [str(walk), "--camera", "door", "--collection", "people", "--timeout", str(TIMEOUT_S),
+                "--url", f"http://127.0.0.1:{self.port}", "--key", self.keys[key]]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> SecuredState:
+    state = tmp_path_factory.mktemp("secured")
+    keys = ApiKeys(open_keys(state))
+    scopes: dict[str, tuple[Scope, ...]] = {
+        "camera": ("infer", "observe"), "infer only": ("infer",), "observe only": ("observe",), "enrol": ("enrol",)
+    }  # fmt: skip
+    texts = {name: keys.create(name, granted)[1] for name, granted in scopes.items()}
+    keys.close()
+    settings = Settings(state=state)
+    with serving_here(settings) as url, Client(url, api_key=texts["enrol"], timeout=TIMEOUT_S) as client:
+        client.create_collection("people")
+        client.enrol("people", "astronaut", EXAMPLES / "astronaut.jpg")
+        port = int(url.rpartition(":")[2])
+    return SecuredState(settings, port, {**texts, "wrong": "vst_" + "A" * 43})
+
+
+def test_a_watcher_that_starts_before_the_service_waits_for_it(
+    secured: SecuredState, walk: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "app.cli.main", "watch", *secured.command(walk, "camera")]
+    command += ["--queue", str(tmp_path / "queue")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
+        assert process.stdout is not None
+        failed = [json.loads(process.stdout.readline()) for _ in range(2)]
+        with secured.serving():
+            rest = process.stdout.read()
+            assert process.wait(TIMEOUT_S) == 0
+    assert [event["event"] for event in failed] == ["service_failed"] * 2
+    assert "no service responds at" in failed[0]["detail"]
+    assert 0.25 <= failed[0]["wait_s"] <= 0.5 <= failed[1]["wait_s"] <= 1
+    kinds = [json.loads(line)["event"] for line in rest.splitlines()]
+    assert kinds.index("service_recovered") < kinds.index("passage")
+    assert {event.get("subject") for event in events_of(rest, "sighting")} == {"astronaut", None}
+
+
+def test_a_refused_watcher_ends_at_once(vestibule: Callable[..., Any], secured: SecuredState, walk: Path) -> None:
+    with secured.serving():
+        for key, message in {
+            "wrong": "API key",
+            "infer only": "observe",
+            "observe only": "infer",
+        }.items():
+            done = vestibule(*secured.command(walk, key))
+            assert (done.exit_code, done.stdout) == (1, "")
+            assert message in done.stderr
+            assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_stop_ends_the_wait_for_the_service(walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "FIRST_WAIT_S", TIMEOUT_S)
+    monkeypatch.setattr(reader, "LONGEST_WAIT_S", TIMEOUT_S)
+
+    async def start_and_stop() -> None:
+        waiting = asyncio.create_task(camera.watcher.wait_for_service())
+        asyncio.get_running_loop().call_later(0.5, camera.watcher.stop)
+        await asyncio.wait_for(waiting, TIMEOUT_S / 4)
+        await camera.run()
+
+    with SightingQueue(tmp_path / "queue") as queue:
+        camera = Camera("http://127.0.0.1:9", walk, "people", queue)
+        asyncio.run(start_and_stop())
+    assert len(camera.events("service_failed")) == 1
+    (summary,) = camera.events("summary")
+    assert summary["read"] == 0
 
 
 def test_the_watcher_does_not_import_torch() -> None:

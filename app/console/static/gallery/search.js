@@ -1,22 +1,21 @@
-/** Search a collection for the faces of images: matches, unknown faces, and rejected ones. */
+/** Search a collection for the faces of images, each on its own or all as one person. */
 
 import { Latest, Problem, requestJson, form, isAbort } from "../api.js";
-import { badge, bar, checkbox, terminalCommand, segmented, errorNotice, loading } from "../controls.js";
-import { announce, h, plural, formatRate, percent, replaceContent } from "../dom.js";
+import { badge, checkbox, terminalCommand, segmented, errorNotice, loading } from "../controls.js";
+import { announce, h, plural, formatRate, replaceContent } from "../dom.js";
 import { annotatedImage } from "../drawing.js";
 import { picker, release } from "../image_picker.js";
 import { describeReasons } from "../reasons.js";
+import { STATUS, ranked } from "./candidates.js";
+import { passageResult } from "./passage.js";
 
 /**
  * @typedef {import("../image_picker.js").Picture} Picture
- * @typedef {{subject_id: string, name: string | null, probability: number | null, distance: number}} Candidate
  * @typedef {{face: {box: number[], landmarks: import("../drawing.js").Points} | null,
- *   status: "match" | "unknown" | "rejected", reasons: string[], candidates: Candidate[]}} FaceResult
+ *   status: import("./candidates.js").Status, reasons: string[],
+ *   candidates: import("./candidates.js").Candidate[]}} FaceResult
  * @typedef {{name: string, whole: boolean}} Options `name` is the collection's; `whole`: it holds whole images, not faces
  */
-
-/** @type {Record<FaceResult["status"], [text: string, tone: "good" | "warn" | "plain"]>} */
-const STATUS = { match: ["✓ match", "good"], unknown: ["? unknown", "warn"], rejected: ["– rejected", "plain"] };
 
 /** @param {Options} options */
 export function search({ name, whole }) {
@@ -30,11 +29,19 @@ export function search({ name, whole }) {
     run,
   );
   const gate = checkbox("Skip low-quality faces", false, run);
+  const passage = checkbox("All photos show one person: make one decision", false, run);
+  const options = [
+    rate.element,
+    gate.element,
+    passage.element,
+    h("p", { class: "hint" }, "For the frames in which a camera sees a passer-by. Photos are then added to those chosen before."),
+  ];
   const results = h("div", { class: "stack", "aria-live": "polite" });
-  const terminal = terminalCommand(
-    () =>
-      `curl -F file=@${pictures[0]?.name ?? "camera.jpg"} '${location.origin}/search?${new URLSearchParams(query())}'`,
-  );
+  const terminal = terminalCommand(() => {
+    const sent = pictures.slice(0, passage.box.checked ? undefined : 1).map((picture) => picture.name);
+    const files = (sent.length ? sent : ["camera.jpg"]).map((file) => `-F file=@${file}`);
+    return `curl ${files.join(" ")} '${location.origin}/search?${new URLSearchParams(query())}'`;
+  });
   const element = h(
     "section",
     { class: "panel", "aria-label": "Search" },
@@ -48,7 +55,7 @@ export function search({ name, whole }) {
         examples: whole ? ["coffee.jpg", "cat.jpg"] : ["astronaut.jpg", "hopper.jpg"],
         onPictures: setPictures,
       }).element,
-      h("div", { class: "stack" }, whole ? null : rate.element, whole ? null : gate.element, terminal.element),
+      h("div", { class: "stack" }, ...(whole ? [] : options), terminal.element),
     ),
     results,
   );
@@ -57,14 +64,26 @@ export function search({ name, whole }) {
     /** @type {Record<string, string>} */
     const params = { collection: name, limit: "5" };
     if (!whole) Object.assign(params, { fpir: rate.value, quality_gate: String(gate.box.checked) });
+    if (passage.box.checked) params.passage = "true";
     return params;
   }
 
   /** @param {Picture[]} more */
   function setPictures(more) {
-    pictures.forEach(release);
-    pictures = more;
+    if (passage.box.checked) {
+      pictures.push(...more);
+    } else {
+      pictures.forEach(release);
+      pictures = more;
+    }
     run();
+  }
+
+  function clear() {
+    pictures.forEach(release);
+    pictures = [];
+    replaceContent(results);
+    terminal.update();
   }
 
   /** Search for the current images, also after the collection has changed. */
@@ -72,12 +91,16 @@ export function search({ name, whole }) {
     terminal.update();
     if (!pictures.length) return;
     const signal = latest.next();
+    const together = passage.box.checked;
     if (!results.hasChildNodes()) replaceContent(results, loading("Searching …", 5));
     results.setAttribute("aria-busy", "true");
     try {
       const body = form({ file: pictures.map((picture) => picture.blob) });
       const answer = await requestJson("search", { method: "POST", query: query(), body, signal });
-      replaceContent(results, summary(answer), ...pictures.map((picture, index) => imageResult(picture, answer.data[index])));
+      const shown = together
+        ? [passageResult(answer, pictures, clear)]
+        : pictures.map((picture, index) => imageResult(picture, answer.data[index]));
+      replaceContent(results, summary(answer), ...shown);
     } catch (error) {
       if (isAbort(error)) return;
       replaceContent(results, errorNotice(error, run));
@@ -86,12 +109,12 @@ export function search({ name, whole }) {
   }
 
   /** @param {any} answer */
-  function summary({ collection, threshold }) {
+  function summary({ collection, threshold, frames }) {
     const size = `Searched ${plural(collection.faces, whole ? "image" : "face")} of ${plural(collection.subjects, "subject")}, ${collection.exact ? "exhaustively" : "with an index"}.`;
     const limit =
       threshold === null
         ? ""
-        : ` The threshold for a match is a distance of ${threshold.toFixed(3)}; it depends on the number of faces.`;
+        : ` The threshold for a match is a distance of ${threshold.toFixed(3)}; it depends on the number of faces${frames ? " and of frames" : ""}.`;
     return h("p", { class: "hint" }, size, limit);
   }
 
@@ -147,31 +170,5 @@ function faceResult({ face, status, reasons, candidates }, index, faces) {
     heading,
     why,
     candidates.length ? ranked(candidates, status) : null,
-  );
-}
-
-/**
- * @param {Candidate[]} candidates
- * @param {FaceResult["status"]} status
- */
-function ranked(candidates, status) {
-  return h(
-    "ol",
-    { class: "ranking", "aria-label": "Candidates" },
-    ...candidates.map((item, rank) =>
-      h(
-        "li",
-        { class: "ranked" },
-        h("span", {}, item.name ?? item.subject_id, " ", item.name ? h("code", {}, item.subject_id) : null),
-        h(
-          "span",
-          { class: "number hint" },
-          item.probability === null
-            ? `distance ${item.distance.toFixed(3)}`
-            : `${percent(item.probability)} · distance ${item.distance.toFixed(3)}`,
-        ),
-        bar(item.probability ?? 1 - item.distance / 2, rank === 0 && status === "match" ? "good" : "faint"),
-      ),
-    ),
   );
 }

@@ -4,6 +4,7 @@ import { requestJson } from "../api.js";
 import { models } from "../model_cards.js";
 import { badge, checkbox, terminalCommand, confirmDialog, whileBusy, emptyState, field, idInput, errorNotice, loading } from "../controls.js";
 import { h, plural, formatTime, replaceContent } from "../dom.js";
+import { calibrations } from "../gallery/calibrations.js";
 import { duplicates } from "../gallery/duplicates.js";
 import { enrol } from "../gallery/enrol.js";
 import { erasures } from "../gallery/erasures.js";
@@ -13,7 +14,7 @@ import { subjects } from "../gallery/subjects.js";
 import { unknownPeople } from "../gallery/unknown_people.js";
 
 /**
- * @typedef {{name: string, embedder: string, encrypted: boolean, created_at: string}} Collection
+ * @typedef {{name: string, embedder: string, fingerprint: string, encrypted: boolean, created_at: string}} Collection
  * @typedef {Collection & {subjects: number, faces: number, exact: boolean, keep_crops: boolean, encrypted: boolean, allow_int8: boolean}} Detail
  */
 
@@ -232,7 +233,7 @@ function collection(name, onErased) {
    * @param {boolean} whole whether the collection holds whole images, not faces
    * @param {HTMLElement} searchPanel
    */
-  function parts({ embedder, keep_crops: keepsCrops }, whole, searchPanel) {
+  function parts({ embedder, fingerprint, keep_crops: keepsCrops }, whole, searchPanel) {
     const onEnrolled = () => {
       refresh();
       subjectList.load();
@@ -247,15 +248,19 @@ function collection(name, onErased) {
     };
     const subjectList = subjects({ path, keepsCrops, onErased: erased, onCurated });
     const mergeList = merges({ path, onCurated });
-    // Whole images have no calibrated thresholds, which proposals need.
-    const proposals = whole
+    // Whole images have no calibrated thresholds, which these parts need.
+    const forFaces = whole
       ? []
-      : [duplicates({ path, keepsCrops, onCurated }), unknownPeople({ name, path, embedder, onEnrolled })];
+      : [
+          duplicates({ path, keepsCrops, onCurated }),
+          unknownPeople({ name, path, embedder, onEnrolled }),
+          calibrations({ name, path, fingerprint, onChanged: () => searching?.run() }),
+        ];
     return h(
       "div",
       { class: "split" },
       h("div", { class: "side" }, enrol({ path, whole, onEnrolled }).element),
-      h("div", { class: "stage" }, searchPanel, ...[subjectList, mergeList, ...proposals].map((part) => part.element)),
+      h("div", { class: "stage" }, searchPanel, ...[subjectList, mergeList, ...forFaces].map((part) => part.element)),
     );
   }
 
