@@ -29,7 +29,8 @@ SIZE_WEIGHT = 2.0
 # A track ends after this time without a detection if it was also missed in this many frames, which a stream of few
 # frames per second has later; and after the longest time in any case. Where people hide each other, a face that appears
 # after a longer time at the same place is often another person's: the watcher compares the two faces. Of 120 synthetic
-# walks of calibration identities, with 0.35 s 1.2 % of the detections are in another person's passage, with 0.25 s 0.7 %.
+# walks of calibration identities, 1.2 % of the detections are in another person's passage with 0.35 s, and 0.7 % with
+# 0.25 s.
 LOST_S, LOST_FRAMES, LONGEST_LOST_S = 0.25, 2, 2.0
 # The share of the newest speed in a track's speed.
 SMOOTHING = 0.5
