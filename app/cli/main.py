@@ -169,7 +169,13 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
     connections = raise_file_limit(settings.max_connections)
     config = uvicorn.Config(
         app,
-        http=partial(LimitedHttpProtocol, settings=settings, max_connections=connections, waiting={}),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            LimitedHttpProtocol,
+            settings=settings,
+            max_connections=connections,
+            waiting={},
+            load_shedding=app.state.load_shedding,
+        ),
         ws="none",
         host=settings.host.strip("[]"),
         port=settings.port,

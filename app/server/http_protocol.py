@@ -1,7 +1,8 @@
 """An HTTP/1.1 protocol for uvicorn with limits on slow clients, large heads and open connections.
 
 The application sees a request only once its head is complete, so only the protocol can limit how slowly a head arrives
-and how much of it httptools buffers. uvicorn sets neither limit.
+and how much of it httptools buffers. uvicorn sets neither limit. The protocol also refuses requests while the service
+is full, before it starts the application for them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from app.errors import Overloaded
+from app.middleware.load_shedding import LoadShedding
 from app.settings import Settings
 
 # File descriptors reserved for everything but connections: the gallery's files, models, the listening sockets.
@@ -24,6 +29,11 @@ RESERVED_FILES = 512
 # How long a connection may be idle between two requests: longer than the 60 s of most load balancers, because a request
 # that is sent while the server closes the connection gets no response.
 KEEP_ALIVE_S = 75
+
+# For how long a connection is not read if the body of a refused request has more than HIGH_WATER_LIMIT bytes: reading
+# 10 MB costs a hundred times the refusal. Clients that look at the response while they send, such as curl, stop
+# sending; the others are slowed down. The time is that of `Retry-After`.
+REFUSED_BODY_PAUSE_S = 1.0
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -52,20 +62,30 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 with the limits of `settings`. `max_head_bytes` limits the trailers after a chunked body as well.
 
     `max_connections`: open at once; when there are more, the connection that has waited longest is closed, as in nginx.
-    `waiting`: the server's connections without a request in progress, the longest waiting first.
+    `waiting`: the server's connections without a request in progress, the longest waiting first. `load_shedding`: None
+    to refuse no request.
     """
 
     def __init__(
-        self, *, settings: Settings, max_connections: int, waiting: dict[LimitedHttpProtocol, None], **options: Any
+        self,
+        *,
+        settings: Settings,
+        max_connections: int,
+        waiting: dict[LimitedHttpProtocol, None],
+        load_shedding: LoadShedding | None,
+        **options: Any,
     ):
         super().__init__(**options)
         self._settings = settings
+        self._load_shedding = load_shedding
         self._max_connections = max_connections
         self._waiting = waiting
         self._head_timer: asyncio.TimerHandle | None = None
         self._response_timer: asyncio.TimerHandle | None = None
         self._pending = 0  # bytes received since the last complete head or part of a body
         self._repeats_head = False  # see _Parser
+        self._refused_bytes: int | None = None  # received of the body of a refused request, until reading pauses
+        self._pause_timer: asyncio.TimerHandle | None = None
         self.parser = _Parser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
@@ -84,6 +104,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Stop all timers."""
         self._stop_waiting()
         self._stop_response_timer()
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -129,17 +151,50 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """Pass on a part of the body."""
+        """Pass on a part of the body; stop reading for a while if the request is refused."""
         self._pending = 0
         super().on_body(body)
+        if self._refused_bytes is not None:
+            self._refused_bytes += len(body)
+            if self._refused_bytes > HIGH_WATER_LIMIT:
+                self._refused_bytes = None
+                self.flow.pause_reading()
+                self._pause_timer = self.loop.call_later(REFUSED_BODY_PAUSE_S, self._resume_reading)
 
     def on_message_complete(self) -> None:
         """Complete the request, unless httptools reports its end too early because of `Upgrade`."""
         if not self.parser.should_upgrade():
+            self._refused_bytes = None
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Start the application for a request, unless the request is refused."""
+        if self._refuse_overload(cycle):
+            self.on_response_complete()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _refuse_overload(self, cycle: RequestResponseCycle) -> bool:
+        """Respond to a request if the service is full, and return whether it is."""
+        refusal = self._load_shedding.refusal(cycle.scope) if self._load_shedding is not None else None
+        if refusal is None:
+            return False
+        fields, body = refusal
+        date = b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
+        connection = b"" if cycle.keep_alive else b"connection: close\r\n"
+        self.transport.write(b"".join((STATUS_LINE[Overloaded.status], date, fields, connection, b"\r\n", body)))
+        cycle.response_started = cycle.response_complete = True
+        self._refused_bytes = 0 if cycle.more_body else None
+        if not cycle.keep_alive:
+            self.transport.close()
+        return True
 
     def on_response_complete(self) -> None:
         """Start waiting for the next request."""
+        # In a loop: each of these calls itself for the next request, and a client may send thousands at once.
+        while self.pipeline and not self.transport.is_closing() and self._refuse_overload(self.pipeline[-1][0]):
+            self.pipeline.pop()
+            self.server_state.total_requests += 1
         super().on_response_complete()
         if self._is_idle and not self.transport.is_closing():
             self._waiting[self] = None
@@ -168,6 +223,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _resume_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _stop_response_timer(self) -> None:
         if self._response_timer is not None:

@@ -35,6 +35,7 @@ class WithoutLifespan(FastAPI):
         super().__init__()
         self.app = app
         self.state.is_stopping = False
+        self.state.load_shedding = app.state.load_shedding if isinstance(app, FastAPI) else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
