@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import uvloop
 
 from benchmarks.serving import commits, faults, load_generator, peers
 from benchmarks.serving.agreement import Same, compared
@@ -19,6 +20,7 @@ from benchmarks.serving.fault_kinds import Figure, Memory, Trial, polite
 from benchmarks.serving.faults import Row
 from benchmarks.serving.load_generator import Load, Reply, parsed, script
 from benchmarks.serving.models import calibrate
+from benchmarks.serving.open_loop import open_loop
 from benchmarks.serving.peers import coffee
 from benchmarks.serving.servers import HOST, KINDS, Request, ServerError
 from benchmarks.serving.trivial_server import Trivial, length
@@ -51,10 +53,10 @@ def test_every_client_gets_its_replies() -> None:
             return (
                 await load_generator.at_once(port, [request] * 20),
                 await load_generator.in_turn(port, [request] * 20, 3),
-                await load_generator.open_loop(port, request, 200, 0.1),
+                await open_loop(port, request, 200, 0.1),
             )
 
-    for replies in asyncio.run(ask()):
+    for replies in uvloop.run(ask()):
         assert len(replies) == 20
         assert {(reply.status, reply.body) for reply in replies} == {(200, b"[]")}
 
@@ -74,11 +76,11 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
         async with server:
             port = server.sockets[0].getsockname()[1]
             began = asyncio.get_running_loop().time()
-            replies = await load_generator.open_loop(port, Request("/", {}, b"").encoded(port), 50, 0.4)
+            replies = await open_loop(port, Request("/", {}, b"").encoded(port), 50, 0.4)
             assert asyncio.get_running_loop().time() - began < 1
             return replies
 
-    replies = asyncio.run(ask())
+    replies = uvloop.run(ask())
     assert [(reply.status, reply.headers["retry-after"], reply.body) for reply in replies] == [(429, "1", b"no")] * 20
 
 
