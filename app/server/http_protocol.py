@@ -176,7 +176,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _refuse_overload(self, cycle: RequestResponseCycle) -> bool:
         """Respond to a request if the service is full, and return whether it is."""
-        refusal = self._load_shedding.refusal(cycle.scope) if self._load_shedding is not None else None
+        if self._load_shedding is None:
+            return False
+        refusal = self._load_shedding.refusal(cycle.scope)  # type: ignore[arg-type]  # a dict, typed key by key
         if refusal is None:
             return False
         fields, body = refusal

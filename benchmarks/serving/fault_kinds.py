@@ -96,7 +96,10 @@ class Memory:
         """Where it began, where it ended, how fast it grew."""
         yield Figure("memory before", self.megabytes[0], "MB")
         yield Figure("memory after", self.megabytes[-1], "MB")
-        yield Figure("memory, slope of the second half", self.slope(), "MB/minute")
+        slope, half = self.slope(), len(self.times) // 2
+        yield Figure("memory, slope of the second half", slope, "MB/minute")
+        grown = slope * (self.times[-1] - self.times[half]) / 60
+        yield Figure("memory, growth in the second half", 100 * grown / self.megabytes[half], "%", "< 3")
 
 
 @contextmanager
@@ -143,7 +146,7 @@ def burst(trial: Trial) -> Iterator[Figure]:
 
 
 def polite(replies: Sequence[Reply]) -> Iterator[Figure]:
-    """How many got what they came for, how many were told to come again, and how soon."""
+    """How many were answered, how many were refused, and how soon."""
     ok = [reply.seconds for reply in replies if reply.status == 200]
     told = [reply.seconds for reply in replies if reply.status == 429 and "retry-after" in reply.headers]
     other = [reply for reply in replies if reply.status not in {200, 429}]
@@ -153,8 +156,8 @@ def polite(replies: Sequence[Reply]) -> Iterator[Figure]:
     yield Figure("answered anything else, or nothing", others, wanted="0", note=_statuses(other))
     if len(ok) > 1:
         yield Figure("p99 of the 200s", quantiles(ok, n=100)[98], "s", f"<= {DEADLINE_S}")
-    if told:
-        yield Figure("median of the 429s", 1000 * median(told), "ms")
+    if refused := [reply.seconds for reply in replies if reply.status in {429, 503}]:
+        yield Figure("median of the refusals (429, 503)", 1000 * median(refused), "ms")
 
 
 def overload(trial: Trial) -> Iterator[Figure]:

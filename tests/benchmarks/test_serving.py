@@ -144,17 +144,19 @@ def test_the_slope_of_memory_ignores_its_first_growth() -> None:
     assert Memory(times, [100.0 + min(second, 8) for second in times]).slope() == pytest.approx(0)
     assert Memory(times, [100.0 + second for second in times]).slope() == pytest.approx(60)
     assert [figure.value for figure in Memory([0.0, 1.0], [5.0, 6.0]).figures()][:2] == [5.0, 6.0]
+    growing = Memory(times, [100.0 + second for second in times])
+    assert [figure.value for figure in growing.figures()][-1] == pytest.approx(100 * 9 / 110)
 
 
 def test_overload_answers_are_counted() -> None:
     told = Reply(429, 0.02, {"retry-after": "1"})
-    replies = [*[Reply(200, i / 100, {}) for i in range(1, 101)], told, Reply(429, 0, {}), Reply(503, 0, {})]
+    replies = [*[Reply(200, i / 100, {}) for i in range(1, 101)], told, Reply(429, 0.03, {}), Reply(503, 0.01, {})]
     seen = {figure.measure: figure for figure in polite(replies)}
     assert seen["answered 200"].value == 100
     assert seen["answered 429 with Retry-After"].value == 1
     assert seen["answered anything else, or nothing"].value == 2
     assert seen["p99 of the 200s"].value == pytest.approx(1.0, abs=0.02)
-    assert seen["median of the 429s"].value == 20
+    assert seen["median of the refusals (429, 503)"].value == 20
 
 
 def test_a_fault_that_cannot_be_measured_has_a_row_that_says_why(tmp_path: Path) -> None:
