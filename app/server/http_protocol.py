@@ -82,8 +82,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._waiting = waiting
         self._head_timer: asyncio.TimerHandle | None = None
         self._response_timer: asyncio.TimerHandle | None = None
-        self._pending = 0  # bytes received since the last complete head or part of a body
+        self._pending = 0  # bytes received since the last complete head, part of a body, or request
         self._repeats_head = False  # see _Parser
+        self._is_in_message = False  # the head or body of a request is incomplete
         self._refused_bytes: int | None = None  # received of the body of a refused request, until reading pauses
         self._pause_timer: asyncio.TimerHandle | None = None
         self.parser = _Parser(self)
@@ -116,8 +117,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         if self._pending > self._settings.max_head_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self._is_idle and self._head_timer is None:
-            self._start_head_timer()
+        elif self._is_idle:
+            self._limit_idle_time()
 
     def framing_head(self) -> bytes:
         """Return a head with the framing of the current request. The parser's callbacks ignore it."""
@@ -128,6 +129,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request unless its head is repeated."""
         if not self._repeats_head:
+            self._is_in_message = True
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -164,6 +166,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Complete the request, unless httptools reports its end too early because of `Upgrade`."""
         if not self.parser.should_upgrade():
+            self._pending, self._is_in_message = 0, False
             self._refused_bytes = None
             super().on_message_complete()
 
@@ -216,6 +219,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Whether no request is in progress. A request ends with its response, even if its body has not arrived."""
         cycle = cast("Any", self.cycle)  # None before the first
         return cycle is None or bool(cycle.response_complete)
+
+    def _limit_idle_time(self) -> None:
+        """Limit the time until the next head, or the body of a request that is answered already, is complete."""
+        if self._is_in_message or self._pending:
+            if self._head_timer is None:
+                self._start_head_timer()
+            return
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        if self.timeout_keep_alive_task is None:  # uvicorn starts it after the response only
+            keep_alive_s, handler = self.timeout_keep_alive, self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(keep_alive_s, handler)
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self._settings.head_timeout_s, self._on_head_timeout)

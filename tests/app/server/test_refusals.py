@@ -169,6 +169,26 @@ def test_thousands_of_requests_behind_one_that_is_served_are_refused(address: Ad
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"415", *[b"429"] * 2500, b"200"]
 
 
+@pytest.mark.parametrize("parts", [[WITH_BODY], [WITH_BODY[:-8], WITH_BODY[-8:]], [CHUNKED[:-3], CHUNKED[-3:]]])
+def test_a_refused_connection_stays_open_longer_than_a_head_may_take(parts: list[bytes]) -> None:
+    service = create_app(Settings(max_requests=1))
+    with occupied(service), listening(service, head_timeout_s=0.3) as address:
+        with socket.create_connection(address) as connection:
+            connection.settimeout(20)
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.1)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+            time.sleep(0.6)
+            connection.sendall(LAST)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        with socket.create_connection(address) as connection:
+            connection.settimeout(20)
+            connection.sendall(WITH_BODY[:-1])  # but a body that does not arrive has the time of a head
+            assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+            assert connection.recv(65536) == b""
+
+
 def test_no_body_is_asked_for(full: Address) -> None:
     with socket.create_connection(full) as connection:
         connection.settimeout(20)
