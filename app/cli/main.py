@@ -145,7 +145,7 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
 
     import uvicorn
 
-    from app.server.http_protocol import KEEP_ALIVE_S, LimitedHttpProtocol, raise_file_limit
+    from app.server.http_protocol import KEEP_ALIVE_S, LimitedHttpProtocol, accept_more, raise_file_limit
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
@@ -155,6 +155,7 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
                 # them took a sixth of the time of small requests, and delayed some by 0.1 s.
                 gc.collect()
                 gc.freeze()
+                await accept_more(self)
                 ready(self.servers[0].sockets[0].getsockname()[1])
 
         async def on_tick(self, counter: int) -> bool:

@@ -8,13 +8,17 @@ is full, before it starts the application for them.
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import socket
 import time
 from array import array
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
+import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -29,6 +33,10 @@ RESERVED_FILES = 512
 # How long a connection may be idle between two requests: longer than the 60 s of most load balancers, because a request
 # that is sent while the server closes the connection gets no response.
 KEEP_ALIVE_S = 75
+
+# Connections accepted in an iteration of the event loop. uvloop accepts one for each handle of a listening socket, and an
+# iteration takes many milliseconds under overload: new connections would wait for seconds until they are refused.
+ACCEPTS = 16
 
 # For how long a connection is not read if the body of a refused request has more than HIGH_WATER_LIMIT bytes: reading
 # 10 MB costs a hundred times the refusal. Clients that look at the response while they send, such as curl, stop
@@ -265,6 +273,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         self._stop_waiting()
         self.transport.close()
+
+
+async def accept_more(server: uvicorn.Server) -> None:
+    """Let a started server accept ACCEPTS connections in an iteration of the event loop, by copies of its handles."""
+    config = server.config
+    protocol: Any = partial(
+        config.http_protocol_class, config=config, server_state=server.server_state, app_state=server.lifespan.state
+    )
+    for listening in [listening for each in server.servers for listening in each.sockets]:
+        for _ in range(ACCEPTS - 1):
+            copy = socket.socket(fileno=os.dup(listening.fileno()))
+            loop = asyncio.get_running_loop()
+            server.servers.append(await loop.create_server(protocol, sock=copy, backlog=config.backlog))
 
 
 def raise_file_limit(connections: int) -> int:

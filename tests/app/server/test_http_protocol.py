@@ -12,13 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.responses import Response
 
 from app.cli.main import _server
 from app.main import create_app
-from app.server.http_protocol import RESERVED_FILES, raise_file_limit
+from app.server.http_protocol import ACCEPTS, RESERVED_FILES, raise_file_limit
 from app.settings import Settings
 from tests.app.conftest import BASE_URL
 from tests.app.threaded import running_server
@@ -208,6 +209,25 @@ def test_a_response_that_is_not_read_is_aborted(quick: tuple[str, int]) -> None:
         time.sleep(1)
         assert len(read_all(connection)) < LARGE
     assert len(httpx.get("http://{}:{}/large".format(*quick)).content) == LARGE
+
+
+def test_many_connections_are_accepted_in_an_iteration_of_the_event_loop() -> None:
+    async def iterations(connections: int) -> int:
+        server = _server(WithoutLifespan(application), Settings(port=0), lambda port: None)
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup()
+        address, count = server.servers[0].sockets[0].getsockname(), 0
+        with ExitStack() as stack:
+            for _ in range(connections):
+                stack.enter_context(socket.create_connection(address))
+            while len(server.server_state.connections) < connections:
+                await asyncio.sleep(0)
+                count += 1
+        await server.shutdown()
+        return count
+
+    assert uvloop.run(iterations(8 * ACCEPTS)) < 4 * ACCEPTS
 
 
 def test_slow_heads_on_all_connections_do_not_stop_a_fast_client() -> None:
