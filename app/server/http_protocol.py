@@ -34,13 +34,13 @@ RESERVED_FILES = 512
 # that is sent while the server closes the connection gets no response.
 KEEP_ALIVE_S = 75
 
-# Connections accepted in an iteration of the event loop. uvloop accepts one for each handle of a listening socket, and an
-# iteration takes many milliseconds under overload: new connections would wait for seconds until they are refused.
+# Connections accepted in an iteration of the event loop. uvloop accepts one for each handle of a listening socket, and
+# an iteration takes many milliseconds under overload: new connections would wait for seconds until they are refused.
 ACCEPTS = 16
 
 # For how long a connection is not read if the body of a refused request has more than HIGH_WATER_LIMIT bytes: reading
-# 10 MB costs a hundred times the refusal. Clients that look at the response while they send, such as curl, stop
-# sending; the others are slowed down. The time is that of `Retry-After`.
+# megabytes costs more than the refusal. Clients that look at the response while they send, such as curl, stop sending;
+# the others are slowed down. The time is that of `Retry-After`.
 REFUSED_BODY_PAUSE_S = 1.0
 
 
@@ -278,9 +278,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 async def accept_more(server: uvicorn.Server) -> None:
     """Let a started server accept ACCEPTS connections in an iteration of the event loop, by copies of its handles."""
     config = server.config
-    protocol: Any = partial(
-        config.http_protocol_class, config=config, server_state=server.server_state, app_state=server.lifespan.state
-    )
+    protocol_class: Any = config.http_protocol_class
+    protocol = partial(protocol_class, config=config, server_state=server.server_state, app_state=server.lifespan.state)
     for listening in [listening for each in server.servers for listening in each.sockets]:
         for _ in range(ACCEPTS - 1):
             copy = socket.socket(fileno=os.dup(listening.fileno()))
