@@ -2,9 +2,9 @@
 
 `CapacityGuard` counts requests after authentication, so that a request without a key neither uses capacity nor aborts
 a slow request that has a key. `LoadShedding` refuses requests before that: the HTTP protocol asks it as soon as a head
-is complete, and writes the prepared response without starting the application. That takes .58 of the processor time of a
-refusal by the outermost middleware, sockets included (62 and 107 µs, medians of 6 interleaved rounds on a busy core of
-an AMD EPYC).
+is complete, and writes the prepared response without starting the application. That takes .58 of the processor time of
+a refusal by the outermost middleware, sockets included (62 and 107 µs, medians of 6 interleaved rounds on a busy core
+of an AMD EPYC).
 """
 
 from __future__ import annotations
