@@ -37,7 +37,7 @@ from app.middleware.host_and_origin import HeadAsGet, HostAndOrigin, SubPath, re
 from app.middleware.load_shedding import Capacity, CapacityGuard, LoadShedding
 from app.middleware.request_body import BodyBudget, BodyLimit
 from app.middleware.request_log import RequestLog
-from app.middleware.routing import FastPath, RouteTable
+from app.middleware.routing import FastPath, RouteLookup, RouteTable
 from app.models_api import routes as models_api
 from app.models_api.service import Models
 from app.observability.metrics import Metrics
@@ -171,15 +171,16 @@ def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Me
     routes, capacity, root_path = RouteTable(app), app.state.capacity, settings.root_path
     if root_path and any((route.route.path or "").startswith(f"{root_path}/") for route in routes.all):
         raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {root_path} is a path of the service itself")
+    app.state.load_shedding = LoadShedding(capacity, routes, settings, metrics)  # called by the HTTP protocol
     app.add_middleware(FastPath, routes=routes)
     app.add_middleware(Disconnect)
-    app.add_middleware(CapacityGuard, capacity=capacity)
+    app.add_middleware(CapacityGuard, capacity=capacity, metrics=metrics)
     budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
     app.add_middleware(BodyLimit, settings=settings, budget=budget)
     app.add_middleware(Authentication, keys=keys, settings=settings, metrics=metrics, quotas=quotas)
     app.add_middleware(with_cors, settings=settings)
     app.add_middleware(HostAndOrigin, settings=settings)
     app.add_middleware(RequestLog, metrics=metrics)
-    app.add_middleware(LoadShedding, capacity=capacity, routes=routes, settings=settings, metrics=metrics)
+    app.add_middleware(RouteLookup, routes=routes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(SubPath, root_path=root_path)

@@ -149,7 +149,7 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
 
     import uvicorn
 
-    from app.server.http_protocol import KEEP_ALIVE_S, LimitedHttpProtocol, raise_file_limit
+    from app.server.http_protocol import KEEP_ALIVE_S, LimitedHttpProtocol, accept_more, raise_file_limit
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
@@ -160,6 +160,7 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(NEW_OBJECTS)
+                await accept_more(self)
                 ready(self.servers[0].sockets[0].getsockname()[1])
 
         async def on_tick(self, counter: int) -> bool:
@@ -174,7 +175,13 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
     connections = raise_file_limit(settings.max_connections)
     config = uvicorn.Config(
         app,
-        http=partial(LimitedHttpProtocol, settings=settings, max_connections=connections, waiting={}),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            LimitedHttpProtocol,
+            settings=settings,
+            max_connections=connections,
+            waiting={},
+            load_shedding=app.state.load_shedding,
+        ),
         ws="none",
         host=settings.host.strip("[]"),
         port=settings.port,

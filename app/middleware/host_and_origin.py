@@ -9,9 +9,9 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth.keys import ApiKeys
@@ -64,6 +64,19 @@ def with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     if not settings.allowed_origins:
         return app
     return CORSMiddleware(app, allow_origins=settings.allowed_origins, **_CORS)
+
+
+def cors_headers(settings: Settings) -> dict[str, list[tuple[bytes, bytes]]]:
+    """Return the header fields that `with_cors` adds to responses, for each allowed origin."""
+    if not settings.allowed_origins:
+        return {}
+    cors = CORSMiddleware(Response(), allow_origins=settings.allowed_origins, **_CORS)
+    fields = {}
+    for origin in settings.allowed_origins:
+        headers = MutableHeaders(cors.simple_headers)
+        cors.allow_explicit_origin(headers, origin)
+        fields[origin] = headers.raw
+    return fields
 
 
 class HostAndOrigin:
@@ -130,6 +143,11 @@ def _hostname(host: str) -> str | None:
     return match.group(1).lower() if match else None
 
 
+def without_prefix(path: str, root_path: str) -> str:
+    """Return the path without `root_path`, unchanged if it is not below it."""
+    return path[len(root_path) :] if root_path and path.startswith(f"{root_path}/") else path
+
+
 class SubPath:
     """ASGI middleware. Remove `root_path` from the path of a request, and add it to the target of a redirect.
 
@@ -151,8 +169,8 @@ class SubPath:
         if root_path and path == root_path:  # the console's links are relative to its folder
             await RedirectResponse(f"{root_path}/")(scope, receive, send)
             return
-        if root_path and path.startswith(f"{root_path}/"):
-            scope = {**scope, "path": path[len(root_path) :]}
+        if (shorter := without_prefix(path, root_path)) != path:
+            scope = {**scope, "path": shorter}
 
         async def send_prefixed(message: Message) -> None:
             if message["type"] == "http.response.start":

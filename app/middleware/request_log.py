@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from collections.abc import MutableMapping
 from functools import cache
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth.scopes import PROBES
@@ -18,7 +17,7 @@ from app.errors import VestibuleError, error_response
 from app.observability import timings
 from app.observability.metrics import Metrics
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")
 # The status recorded for a client that disconnected before the response, as in nginx.
 CLIENT_CLOSED_REQUEST = 499
@@ -93,5 +92,5 @@ def _loggable(path: str) -> str:
 
 def request_id(scope: Scope) -> str:
     """Return the client's `x-request-id` if it is 1 to 64 letters, digits and ._-, else a new id."""
-    value = Headers(scope=scope).get("x-request-id", "")
-    return value if _REQUEST_ID.fullmatch(value) else uuid.uuid4().hex
+    value: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return value.decode() if _REQUEST_ID.fullmatch(value) else secrets.token_hex(16)

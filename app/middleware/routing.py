@@ -1,6 +1,6 @@
 """The table of all routes, and the fast path: image endpoints called without FastAPI's dependency resolution.
 
-`LoadShedding` looks up each request's route once and keeps it in `scope["state"]["route"]`, None if none matches.
+`RouteLookup` finds each request's route and keeps it in `scope["state"]["route"]`, None if none matches.
 
 The fast path is a second way to call an endpoint because routers, exit stacks, dependencies and parameters take about
 half of the event loop's time for a small image. FastAPI still declares these routes and documents them. With FastAPI's
@@ -92,6 +92,19 @@ class RouteTable:
     def _first(self, method: str, path: str) -> ProtectedRoute | None:
         candidates = (route for route in self.all if route.methods is None or method in route.methods)
         return next((route for route in candidates if route.path.match(path)), None)
+
+
+class RouteLookup:
+    """ASGI middleware. Find the route of a request; `scope["state"]["route"]` is it, or None."""
+
+    def __init__(self, app: ASGIApp, routes: RouteTable):
+        self.app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        scope.setdefault("state", {})["route"] = self._routes.find(scope)
+        await self.app(scope, receive, send)
 
 
 class FastPath:

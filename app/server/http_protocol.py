@@ -1,21 +1,30 @@
 """An HTTP/1.1 protocol for uvicorn with limits on slow clients, large heads and open connections.
 
 The application sees a request only once its head is complete, so only the protocol can limit how slowly a head arrives
-and how much of it httptools buffers. uvicorn sets neither limit.
+and how much of it httptools buffers. uvicorn sets neither limit. The protocol also refuses requests while the service
+is full, before it starts the application for them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import socket
 import time
 from array import array
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import uvicorn
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from app.errors import Overloaded
+from app.middleware.load_shedding import LoadShedding
 from app.settings import Settings
 
 # File descriptors reserved for everything but connections: the gallery's files, models, the listening sockets.
@@ -24,6 +33,15 @@ RESERVED_FILES = 512
 # How long a connection may be idle between two requests: longer than the 60 s of most load balancers, because a request
 # that is sent while the server closes the connection gets no response.
 KEEP_ALIVE_S = 75
+
+# Connections accepted in an iteration of the event loop. uvloop accepts one for each handle of a listening socket, and
+# an iteration takes many milliseconds under overload: new connections would wait for seconds until they are refused.
+ACCEPTS = 16
+
+# For how long a connection is not read if the body of a refused request has more than HIGH_WATER_LIMIT bytes: reading
+# megabytes costs more than the refusal. Clients that look at the response while they send, such as curl, stop sending;
+# the others are slowed down. The time is that of `Retry-After`.
+REFUSED_BODY_PAUSE_S = 1.0
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -88,20 +106,31 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 with the limits of `settings`. `max_head_bytes` limits the trailers after a chunked body as well.
 
     `max_connections`: open at once; when there are more, the connection that has waited longest is closed, as in nginx.
-    `waiting`: the server's connections without a request in progress, the longest waiting first.
+    `waiting`: the server's connections without a request in progress, the longest waiting first. `load_shedding`: None
+    to refuse no request.
     """
 
     def __init__(
-        self, *, settings: Settings, max_connections: int, waiting: dict[LimitedHttpProtocol, None], **options: Any
+        self,
+        *,
+        settings: Settings,
+        max_connections: int,
+        waiting: dict[LimitedHttpProtocol, None],
+        load_shedding: LoadShedding | None,
+        **options: Any,
     ):
         super().__init__(**options)
         self._settings = settings
+        self._load_shedding = load_shedding
         self._max_connections = max_connections
         self._waiting = waiting
         self._head_timer: asyncio.TimerHandle | None = None
         self._response_timer: asyncio.TimerHandle | None = None
-        self._pending = 0  # bytes received since the last complete head or part of a body
+        self._pending = 0  # bytes received since the last complete head, part of a body, or request
         self._repeats_head = False  # see _Parser
+        self._is_in_message = False  # the head or body of a request is incomplete
+        self._refused_bytes: int | None = None  # received of the body of a refused request, until reading pauses
+        self._pause_timer: asyncio.TimerHandle | None = None
         self.parser = _Parser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
@@ -120,6 +149,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Stop all timers."""
         self._stop_waiting()
         self._stop_response_timer()
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -130,8 +161,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         if self._pending > self._settings.max_head_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self._is_idle and self._head_timer is None:
-            self._start_head_timer()
+        elif self._is_idle:
+            self._limit_idle_time()
 
     def framing_head(self) -> bytes:
         """Return a head with the framing of the current request. The parser's callbacks ignore it."""
@@ -142,6 +173,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request unless its head is repeated."""
         if not self._repeats_head:
+            self._is_in_message = True
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -167,17 +199,53 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """Pass on a part of the body."""
+        """Pass on a part of the body; stop reading for a while if the request is refused."""
         self._pending = 0
         super().on_body(body)
+        if self._refused_bytes is not None:
+            self._refused_bytes += len(body)
+            if self._refused_bytes > HIGH_WATER_LIMIT:
+                self._refused_bytes = None
+                self.flow.pause_reading()
+                self._pause_timer = self.loop.call_later(REFUSED_BODY_PAUSE_S, self._resume_reading)
 
     def on_message_complete(self) -> None:
         """Complete the request, unless httptools reports its end too early because of `Upgrade`."""
         if not self.parser.should_upgrade():
+            self._pending, self._is_in_message = 0, False
+            self._refused_bytes = None
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Start the application for a request, unless the request is refused."""
+        if self._refuse_overload(cycle):
+            self.on_response_complete()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _refuse_overload(self, cycle: RequestResponseCycle) -> bool:
+        """Respond to a request if the service is full, and return whether it is."""
+        if self._load_shedding is None:
+            return False
+        refusal = self._load_shedding.refusal(cycle.scope)  # type: ignore[arg-type]  # a dict, typed key by key
+        if refusal is None:
+            return False
+        fields, body = refusal
+        date = b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
+        connection = b"" if cycle.keep_alive else b"connection: close\r\n"
+        self.transport.write(b"".join((STATUS_LINE[Overloaded.status], date, fields, connection, b"\r\n", body)))
+        cycle.response_started = cycle.response_complete = True
+        self._refused_bytes = 0 if cycle.more_body else None
+        if not cycle.keep_alive:
+            self.transport.close()
+        return True
 
     def on_response_complete(self) -> None:
         """Start waiting for the next request."""
+        # In a loop: each of these calls itself for the next request, and a client may send thousands at once.
+        while self.pipeline and not self.transport.is_closing() and self._refuse_overload(self.pipeline[-1][0]):
+            self.pipeline.pop()
+            self.server_state.total_requests += 1
         super().on_response_complete()
         if self._is_idle and not self.transport.is_closing():
             self._waiting[self] = None
@@ -198,6 +266,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         cycle = cast("Any", self.cycle)  # None before the first
         return cycle is None or bool(cycle.response_complete)
 
+    def _limit_idle_time(self) -> None:
+        """Limit the time until the next head, or the body of a request that is answered already, is complete."""
+        if self._is_in_message or self._pending:
+            if self._head_timer is None:
+                self._start_head_timer()
+            return
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        if self.timeout_keep_alive_task is None:  # uvicorn starts it after the response only
+            keep_alive_s, handler = self.timeout_keep_alive, self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(keep_alive_s, handler)
+
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self._settings.head_timeout_s, self._on_head_timeout)
 
@@ -206,6 +287,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _resume_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _stop_response_timer(self) -> None:
         if self._response_timer is not None:
@@ -226,6 +311,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         self._stop_waiting()
         self.transport.close()
+
+
+async def accept_more(server: uvicorn.Server) -> None:
+    """Let a started server accept ACCEPTS connections in an iteration of the event loop, by copies of its handles."""
+    config = server.config
+    protocol_class: Any = config.http_protocol_class
+    protocol = partial(protocol_class, config=config, server_state=server.server_state, app_state=server.lifespan.state)
+    for listening in [listening for each in server.servers for listening in each.sockets]:
+        for _ in range(ACCEPTS - 1):
+            copy = socket.socket(fileno=os.dup(listening.fileno()))
+            loop = asyncio.get_running_loop()
+            server.servers.append(await loop.create_server(protocol, sock=copy, backlog=config.backlog))
 
 
 def raise_file_limit(connections: int) -> int:

@@ -1,4 +1,4 @@
-"""Load: wrk for as many clients as it takes, each with one request at a time; and clients that do not wait for answers.
+"""Load: wrk for as many clients as it takes, each with one request at a time; and clients in Python.
 
 wrk is a program in C, which leaves nearly all of the machine to the server; what it takes is measured with it.
 """
@@ -184,17 +184,4 @@ async def in_turn(port: int, requests: Sequence[bytes], clients: int) -> list[Re
 
     await asyncio.gather(*(one() for _ in range(clients)))
     lines.close()
-    return replies
-
-
-async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> list[Reply]:
-    """The replies to requests that are sent at that rate whatever became of those before."""
-    clients = Clients(port)
-    sent: set[asyncio.Task[Reply]] = set()
-    began = asyncio.get_running_loop().time()
-    for number in range(round(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - asyncio.get_running_loop().time()))
-        sent.add(asyncio.create_task(clients.send(request)))
-    replies = list(await asyncio.gather(*sent))
-    clients.close()
     return replies

@@ -14,7 +14,7 @@ from app.middleware.routing import RouteTable
 def http_scope(
     path: str = "/classify", headers: Mapping[str, str] | None = None, *, routes: RouteTable | None = None
 ) -> dict[str, Any]:
-    """Return the scope of a POST request. With `routes` its state has its route, as behind `LoadShedding`."""
+    """Return the scope of a POST request. With `routes` its state has its route, as behind `RouteLookup`."""
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",

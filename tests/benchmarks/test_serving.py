@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import uvloop
 
 from benchmarks.serving import commits, faults, load_generator, peers
 from benchmarks.serving.agreement import Same, compared
@@ -19,6 +20,7 @@ from benchmarks.serving.fault_kinds import Figure, Memory, Trial, polite
 from benchmarks.serving.faults import Row
 from benchmarks.serving.load_generator import Load, Reply, parsed, script
 from benchmarks.serving.models import calibrate
+from benchmarks.serving.open_loop import open_loop
 from benchmarks.serving.peers import coffee
 from benchmarks.serving.servers import HOST, KINDS, Request, ServerError
 from benchmarks.serving.trivial_server import Trivial, length
@@ -51,10 +53,10 @@ def test_every_client_gets_its_replies() -> None:
             return (
                 await load_generator.at_once(port, [request] * 20),
                 await load_generator.in_turn(port, [request] * 20, 3),
-                await load_generator.open_loop(port, request, 200, 0.1),
+                await open_loop(port, request, 200, 0.1),
             )
 
-    for replies in asyncio.run(ask()):
+    for replies in uvloop.run(ask()):
         assert len(replies) == 20
         assert {(reply.status, reply.body) for reply in replies} == {(200, b"[]")}
 
@@ -74,11 +76,11 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
         async with server:
             port = server.sockets[0].getsockname()[1]
             began = asyncio.get_running_loop().time()
-            replies = await load_generator.open_loop(port, Request("/", {}, b"").encoded(port), 50, 0.4)
+            replies = await open_loop(port, Request("/", {}, b"").encoded(port), 50, 0.4)
             assert asyncio.get_running_loop().time() - began < 1
             return replies
 
-    replies = asyncio.run(ask())
+    replies = uvloop.run(ask())
     assert [(reply.status, reply.headers["retry-after"], reply.body) for reply in replies] == [(429, "1", b"no")] * 20
 
 
@@ -142,17 +144,19 @@ def test_the_slope_of_memory_ignores_its_first_growth() -> None:
     assert Memory(times, [100.0 + min(second, 8) for second in times]).slope() == pytest.approx(0)
     assert Memory(times, [100.0 + second for second in times]).slope() == pytest.approx(60)
     assert [figure.value for figure in Memory([0.0, 1.0], [5.0, 6.0]).figures()][:2] == [5.0, 6.0]
+    growing = Memory(times, [100.0 + second for second in times])
+    assert [figure.value for figure in growing.figures()][-1] == pytest.approx(100 * 9 / 110)
 
 
 def test_overload_answers_are_counted() -> None:
     told = Reply(429, 0.02, {"retry-after": "1"})
-    replies = [*[Reply(200, i / 100, {}) for i in range(1, 101)], told, Reply(429, 0, {}), Reply(503, 0, {})]
+    replies = [*[Reply(200, i / 100, {}) for i in range(1, 101)], told, Reply(429, 0.03, {}), Reply(503, 0.01, {})]
     seen = {figure.measure: figure for figure in polite(replies)}
     assert seen["answered 200"].value == 100
     assert seen["answered 429 with Retry-After"].value == 1
     assert seen["answered anything else, or nothing"].value == 2
     assert seen["p99 of the 200s"].value == pytest.approx(1.0, abs=0.02)
-    assert seen["median of the 429s"].value == 20
+    assert seen["median of the refusals (429, 503)"].value == 20
 
 
 def test_a_fault_that_cannot_be_measured_has_a_row_that_says_why(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import bentoml
 
-from benchmarks.serving.peer_servers.classifier import CORES, FOLDER, MAX_BATCH, RUNTIME, Classifier, Decoder
+from benchmarks.serving.peer_servers.classifier import AT_MOST, CORES, FOLDER, MAX_BATCH, RUNTIME, Classifier, Decoder
 
 LIMIT_S = 30
 
 
-@bentoml.service(workers=1, traffic={"timeout": LIMIT_S})
+@bentoml.service(workers=1, traffic={"timeout": LIMIT_S, "max_concurrency": AT_MOST})  # over it: 429
 class Classify:
     """Pictures as base64 in JSON."""
 

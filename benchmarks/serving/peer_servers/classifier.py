@@ -18,6 +18,7 @@ from models.runtime import TorchRuntime
 from models.runtime_selection import RuntimeSelector
 
 MAX_BATCH = 32  # as Vestibule's default
+AT_MOST = 256  # requests in a server that has a limit of its own; as Vestibule's default
 WAIT_S = 0.005  # for a batch to fill, where there is a timer
 TOP = 5
 CORES = os.cpu_count() or 1

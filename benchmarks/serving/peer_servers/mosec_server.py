@@ -11,6 +11,7 @@ import torch
 from mosec import Server, Worker
 
 from benchmarks.serving.peer_servers.classifier import (
+    AT_MOST,
     CORES,
     FOLDER,
     MAX_BATCH,
@@ -54,7 +55,8 @@ class Classify(Worker):  # type: ignore[misc]
 def main(folder: str, port: str, runtime: str) -> None:
     """Serve until told to stop."""
     os.environ |= {FOLDER: folder, RUNTIME: runtime}
-    sys.argv[1:] = ["--port", port, "--timeout", str(1000 * LIMIT_S), "--log-level", "warning"]
+    limits = ["--timeout", str(1000 * LIMIT_S), "--capacity", str(AT_MOST)]  # over it: 429
+    sys.argv[1:] = ["--port", port, *limits, "--log-level", "warning"]
     server = Server()
     server.append_worker(Decode, num=CORES)
     server.append_worker(Classify, num=1, max_batch_size=MAX_BATCH, max_wait_time=round(1000 * WAIT_S))

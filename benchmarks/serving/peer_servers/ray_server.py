@@ -11,12 +11,12 @@ from typing import Any
 import ray
 from ray import serve
 
-from benchmarks.serving.peer_servers.classifier import MAX_BATCH, WAIT_S, Answer, Classifier, Decoder
+from benchmarks.serving.peer_servers.classifier import AT_MOST, MAX_BATCH, WAIT_S, Answer, Classifier, Decoder
 
 AT_ONCE = 4 * MAX_BATCH  # requests that a replica has in hand; by default 5, which is less than a batch
 
 
-@serve.deployment(max_ongoing_requests=AT_ONCE)
+@serve.deployment(max_ongoing_requests=AT_ONCE, max_queued_requests=AT_MOST - AT_ONCE)  # over it: 503
 class Classify:
     """The only replica."""
 

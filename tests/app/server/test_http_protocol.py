@@ -12,13 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.responses import Response
 
 from app.cli.main import _server
 from app.main import create_app
-from app.server.http_protocol import RESERVED_FILES, _ResponseTransport, raise_file_limit
+from app.server.http_protocol import ACCEPTS, RESERVED_FILES, _ResponseTransport, raise_file_limit
 from app.settings import Settings
 from tests.app.async_test import async_test
 from tests.app.conftest import BASE_URL
@@ -36,6 +37,7 @@ class WithoutLifespan(FastAPI):
         super().__init__()
         self.app = app
         self.state.is_stopping = False
+        self.state.load_shedding = app.state.load_shedding if isinstance(app, FastAPI) else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
@@ -208,6 +210,25 @@ def test_a_response_that_is_not_read_is_aborted(quick: tuple[str, int]) -> None:
         time.sleep(1)
         assert len(read_all(connection)) < LARGE
     assert len(httpx.get("http://{}:{}/large".format(*quick)).content) == LARGE
+
+
+def test_many_connections_are_accepted_in_an_iteration_of_the_event_loop() -> None:
+    async def iterations(connections: int) -> int:
+        server = _server(WithoutLifespan(application), Settings(port=0), lambda port: None)
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup()
+        address, count = server.servers[0].sockets[0].getsockname(), 0
+        with ExitStack() as stack:
+            for _ in range(connections):
+                stack.enter_context(socket.create_connection(address))
+            while len(server.server_state.connections) < connections:
+                await asyncio.sleep(0)
+                count += 1
+        await server.shutdown()
+        return count
+
+    assert uvloop.run(iterations(8 * ACCEPTS)) < 4 * ACCEPTS
 
 
 def test_slow_heads_on_all_connections_do_not_stop_a_fast_client() -> None:
