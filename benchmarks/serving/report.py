@@ -177,8 +177,11 @@ def faults_table(rows: Rows) -> str:
         fault, measure, unit, wanted = figure
         lines.append([f"{fault}: {measure}{f', {unit}' if unit else ''}", wanted or "", *cells])
     notes = [f"- {row['server']}, {row['fault']}: {row['note']}." for row in rows if row["note"]]
-    about = sorted({f"{row['machine']}; {row['date']}" for row in rows})
-    return "\n".join([table(["what", "wanted", *servers], lines), "", *notes, *(f"\nOn {one}." for one in about)])
+    measured: dict[str, dict[str, None]] = {}
+    for row in rows:
+        measured.setdefault(f"on {row['machine']}, {row['date']}", {})[row["fault"]] = None
+    about = [f"\n{', '.join(names).capitalize()}: {where}." for where, names in measured.items()]
+    return "\n".join([table(["what", "wanted", *servers], lines), "", *notes, *about])
 
 
 def _figure(row: dict[str, str]) -> tuple[str, str, str, str]:
