@@ -326,23 +326,12 @@ class _Written(asyncio.Transport):
 
 @async_test
 async def test_a_head_is_sent_with_the_beginning_of_its_body() -> None:
-    written = _Written()
-    transport = _ResponseTransport(written, asyncio.get_running_loop())
-    for part in (b"head ", b"body", b" and more"):
-        transport.write(part)
-    await asyncio.sleep(0)
-    assert written.calls == [b"head body", b" and more"]
+    assert await _written(b"head ", b"body", b" and more") == [b"head body", b" and more"]
 
 
 @async_test
 async def test_a_head_without_a_body_is_sent_at_once() -> None:
-    written = _Written()
-    transport = _ResponseTransport(written, asyncio.get_running_loop())
-    transport.write(b"head ")
-    await asyncio.sleep(0)
-    assert written.calls == [b"head "]
-    transport.write(b"body, later")
-    assert written.calls == [b"head ", b"body, later"]
+    assert await _written(b"head ", None, b"body, later") == [b"head ", b"body, later"]
 
 
 @async_test
@@ -355,3 +344,16 @@ async def test_a_head_is_sent_before_the_connection_is_closed() -> None:
     await asyncio.sleep(0)
     assert transport.is_closing()
     assert written.calls == [b"head", b"closed"]
+
+
+async def _written(*parts: bytes | None) -> list[bytes]:
+    """Return the writes by which a response with these parts is sent; None: the event loop goes on in between."""
+    written = _Written()
+    transport = _ResponseTransport(written, asyncio.get_running_loop())
+    for part in parts:
+        if part is None:
+            await asyncio.sleep(0)
+        else:
+            transport.write(part)
+    await asyncio.sleep(0)
+    return written.calls
