@@ -272,9 +272,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             if self._head_timer is None:
                 self._start_head_timer()
             return
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._stop_head_timer()
         if self.timeout_keep_alive_task is None:  # uvicorn starts it after the response only
             keep_alive_s, handler = self.timeout_keep_alive, self.timeout_keep_alive_handler
             self.timeout_keep_alive_task = self.loop.call_later(keep_alive_s, handler)
@@ -284,6 +282,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _stop_waiting(self) -> None:
         self._waiting.pop(self, None)
+        self._stop_head_timer()
+
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
