@@ -70,7 +70,9 @@ class Preprocess(BaseModel):
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def pixels(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Crop, resize and pad: an 8-bit L or RGB image of any size, or uint8 RGB [H, W, 3] -> uint8 [H, W, C], 0..255.
+        """Crop, resize and pad: an 8-bit L or RGB image of any size -> uint8 [H, W, C], 0..255.
+
+        The image may also be an array, uint8 [H, W, 3] or, for one channel, [H, W, 1].
 
         With `fit="within"`, H and W are those of `fitted_size`.
 
@@ -80,7 +82,7 @@ class Preprocess(BaseModel):
         if not isinstance(image, Image.Image):
             if self._is_resized_only(image):
                 return self._padded(self._shrunk(image))
-            image = Image.fromarray(image)
+            image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
         if self.fit == "within":
             size = self.fitted_size(image.width, image.height)
             image = image.convert(self.mode).resize(size, Image.Resampling[self.interpolation.upper()])
@@ -100,7 +102,7 @@ class Preprocess(BaseModel):
     def _is_resized_only(self, pixels: npt.NDArray[np.uint8]) -> bool:
         height, width = self.size
         whole = self.crop_fraction == 1.0 and pixels.shape[0] * width == pixels.shape[1] * height
-        return self.mode == "RGB" and self.fit == "crop" and whole and pixels.shape[0] >= height
+        return pixels.shape[2] == self.channels and self.fit == "crop" and whole and pixels.shape[0] >= height
 
     def _shrunk(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The same resampling by torch, in a third of Pillow's time; values differ by at most 1."""

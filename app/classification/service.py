@@ -55,7 +55,10 @@ class Classification:
             if tta == "none":
                 return [await self._predictor.decode_pixels(data, preprocess)]
             return await self._predictor.decode(
-                data, lambda image: list(views(preprocess(image), tta, preprocess)), preprocess.max_useful_side
+                data,
+                lambda image: list(views(preprocess(image), tta, preprocess)),
+                preprocess.max_useful_side,
+                grey=preprocess.channels == 1,
             )
 
         async def classify_image(index: int, data: bytes) -> Classified:

@@ -45,16 +45,19 @@ def disable_pillow_limit() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
-def decode(data: bytes, limits: ImageLimits, min_side: int | None = None, *, keep_alpha: bool = False) -> Image.Image:
+def decode(
+    data: bytes, limits: ImageLimits, min_side: int | None = None, *, grey: bool = False, keep_alpha: bool = False
+) -> Image.Image:
     """Decode a JPEG, PNG, WebP, BMP or GIF (its first frame) to RGB, upright by its EXIF, on a white background.
 
     If `min_side` pixels are enough for the shorter side, a JPEG may be decoded at a half, a quarter or an eighth of its
-    size, in a fraction of the time. With `keep_alpha`, an image with transparency is returned as RGBA instead.
+    size, in a fraction of the time. With `grey`, only its luminance is decoded, which is what grey networks take. With
+    `keep_alpha`, an image with transparency is returned as RGBA instead.
 
     Raises:
         UnsupportedImage: another format. DamagedImage: invalid or truncated. ImageTooLarge: over a limit.
     """
-    return load(open_image(data, limits), data, min_side, keep_alpha=keep_alpha)
+    return load(open_image(data, limits), data, min_side, grey=grey, keep_alpha=keep_alpha)
 
 
 def is_large(image: Image.Image, data: bytes) -> bool:
@@ -72,8 +75,11 @@ def count_pixels(data: bytes, limits: ImageLimits) -> int:
     return image.width * image.height
 
 
-def decode_fast(data: bytes, limits: ImageLimits) -> npt.NDArray[np.uint8] | None:
+def decode_fast(data: bytes, limits: ImageLimits, *, grey: bool = False) -> npt.NDArray[np.uint8] | None:
     """Decode an image in less time than a thread needs to start, to uint8 RGB [H, W, 3], equal to `decode`'s result.
+
+    With `grey`, only one channel is returned, [H, W, 1]. For a photo of 224 x 224 pixels and LeNet-5 that and resizing
+    one channel take half the time: 0.20 ms instead of 0.37 (AMD EPYC).
 
     Returns None if the image may take longer or is invalid: call `decode` then. Only a small upright baseline JPEG is
     certain to be fast, and libjpeg-turbo reads its header in a tenth of Pillow's time.
@@ -84,7 +90,7 @@ def decode_fast(data: bytes, limits: ImageLimits) -> npt.NDArray[np.uint8] | Non
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if height * width > min(FAST_PIXELS, limits.pixels) or space not in ("Gray", "YCbCr"):
             return None
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "Gray" if grey else "RGB")
     except Exception:  # noqa: BLE001  unusual subsampling raises KeyError, for example
         return None
     return pixels
@@ -129,25 +135,28 @@ def _count_scans(image: Image.Image, data: bytes) -> int:
     return data.count(JPEG_SCAN) if image.format == "JPEG" else 1
 
 
-def load(image: Image.Image, data: bytes, min_side: int | None, *, keep_alpha: bool = False) -> Image.Image:
+def load(
+    image: Image.Image, data: bytes, min_side: int | None, *, grey: bool = False, keep_alpha: bool = False
+) -> Image.Image:
     """Decode an image that `open_image` returned for `data`; see `decode`."""
     try:
         image = image_decoder.with_end_marker(image, data)
-        if min_side is not None:
-            _set_scale(image, min_side)
+        width, height = image.size
+        factor = _scale(image.size, min_side) if min_side is not None else 1
+        if grey or factor > 1:
+            # Other formats are unaffected.
+            image.draft("L" if grey else "RGB", (width // factor, height // factor))
         return image_decoder.load(image, keep_alpha=keep_alpha)
     except Exception as error:
         raise DamagedImage(f"the {image.format} data cannot be decoded") from error
 
 
-def _set_scale(image: Image.Image, min_side: int) -> None:
-    """Let libjpeg decode at a lower resolution; other formats are unaffected.
+def _scale(size: tuple[int, int], min_side: int) -> int:
+    """Return the factor by which libjpeg may reduce an image of this width and height while it decodes.
 
-    Only by factors that divide both sides: half a pixel at an edge would shift the whole image, which costs a network
-    more accuracy than the lower resolution does.
+    Only factors that divide both sides: half a pixel at an edge would shift the whole image, which costs a network more
+    accuracy than the lower resolution does.
     """
-    width, height = image.size
-    for factor in (8, 4, 2):
-        if min(width, height) >= factor * min_side and width % factor == height % factor == 0:
-            image.draft("RGB", (width // factor, height // factor))
-            return
+    width, height = size
+    factors = (8, 4, 2)
+    return next((f for f in factors if min(size) >= f * min_side and width % f == height % f == 0), 1)

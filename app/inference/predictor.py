@@ -146,9 +146,10 @@ class Predictor:
         prepare: Callable[[Image.Image], T],
         min_side: int | None = None,
         *,
+        grey: bool = False,
         keep_alpha: bool = False,
     ) -> T:
-        """Decode an image and return `prepare(image)`; `min_side` and `keep_alpha` as in `images.decoding.decode`.
+        """Decode an image and return `prepare(image)`; the options are those of `images.decoding.decode`.
 
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage; the errors of `prepare`.
@@ -156,7 +157,7 @@ class Predictor:
 
         def work() -> T | Continuation[T]:
             image = open_image(data, self._limits)
-            rest = Continuation(lambda: prepare(load(image, data, min_side, keep_alpha=keep_alpha)))
+            rest = Continuation(lambda: prepare(load(image, data, min_side, grey=grey, keep_alpha=keep_alpha)))
             return rest if is_large(image, data) else rest.function()
 
         return await timings.timed("decode", self.executors.run_cpu(work, is_long=len(data) > LARGE_BYTES))
@@ -181,9 +182,10 @@ class Predictor:
         """
         started = time.perf_counter()
         # Also enlarging a small image would block the event loop.
-        image = decode_fast(data, self._limits) if math.prod(preprocess.size) <= FAST_PIXELS else None
+        grey, is_small = preprocess.channels == 1, math.prod(preprocess.size) <= FAST_PIXELS
+        image = decode_fast(data, self._limits, grey=grey) if is_small else None
         if image is None:
-            return await self.decode(data, preprocess.pixels, preprocess.max_useful_side)
+            return await self.decode(data, preprocess.pixels, preprocess.max_useful_side, grey=grey)
         pixels = preprocess.pixels(image)
         timings.record("decode", time.perf_counter() - started)
         return pixels

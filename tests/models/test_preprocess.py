@@ -35,16 +35,20 @@ def test_pixels_are_torchvisions_resize_and_centre_crop(name: str) -> None:
     assert difference <= (0.02 if exact else 0.6 * one_pixel)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("resized", [(224, 224), (200, 100), (64, 64), (512, 512)])
+@pytest.mark.parametrize("resized", [(224, 224), (200, 100), (64, 64), (512, 512), (90, 70)])
 def test_array_is_resized_like_a_pillow_image(
-    interpolation: Literal["bilinear", "bicubic"], resized: tuple[int, int]
+    mode: Literal["L", "RGB"], interpolation: Literal["bilinear", "bicubic"], resized: tuple[int, int]
 ) -> None:
-    size = (64, 64) if resized[0] == resized[1] else (50, 100)
-    preprocess = Preprocess(size=size, interpolation=interpolation, pad=3, mean=(0.0,) * 3, std=(1.0,) * 3)
-    image = photo("astronaut").resize(resized)
-    pixels = preprocess.pixels(np.array(image))
-    assert pixels.shape == (size[0] + 6, size[1] + 6, 3)
+    size = (50, 100) if resized == (200, 100) else (64, 64)
+    channels = len(mode)
+    preprocess = Preprocess(
+        mode=mode, size=size, interpolation=interpolation, pad=3, mean=(0.0,) * channels, std=(1.0,) * channels
+    )
+    image = photo("astronaut").resize(resized).convert(mode)
+    pixels = preprocess.pixels(np.array(image).reshape(*resized[::-1], channels))
+    assert pixels.shape == (size[0] + 6, size[1] + 6, channels)
     difference = np.abs(pixels.astype(int) - preprocess.pixels(image).astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02

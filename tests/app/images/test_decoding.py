@@ -190,6 +190,31 @@ def test_fast_path_equals_decode(mode: str, options: dict[str, object]) -> None:
         pixels = decode_fast(data, LIMITS)
         assert pixels is not None
         assert np.array_equal(pixels, np.asarray(decode(data, LIMITS)))
+        luminance = decode_fast(data, LIMITS, grey=True)
+        assert luminance is not None
+        assert luminance.shape == (size[1], size[0], 1)
+        assert np.array_equal(np.repeat(luminance, 3, axis=2), np.asarray(decode(data, LIMITS, grey=True)))
+
+
+@pytest.mark.parametrize("min_side", [None, 50])
+@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 60, "progressive": True}])
+def test_grey_is_the_luminance_of_the_colours(min_side: int | None, options: dict[str, object]) -> None:
+    data = encode(photo("astronaut").resize((200, 200)), "JPEG", **options)
+    luminance = np.asarray(decode(data, LIMITS, min_side, grey=True))
+    assert (luminance == luminance[:, :, :1]).all()
+    # ITU-R BT.601, as JFIF defines it; decoded colours are rounded and clipped before this sum.
+    expected = np.asarray(decode(data, LIMITS, min_side)) @ np.array([0.299, 0.587, 0.114])
+    difference = np.abs(luminance[:, :, 0] - expected)
+    assert difference.mean() < 0.5
+    assert np.quantile(difference, 0.99) < 4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_grey_changes_no_other_image(format: str, mode: str) -> None:
+    image = photo("coffee").resize((60, 40)).convert(mode)
+    data = encode(image.convert("CMYK") if format == "JPEG" and mode == "RGB" else image, format)
+    assert np.array_equal(np.asarray(decode(data, LIMITS, grey=True)), np.asarray(decode(data, LIMITS)))
 
 
 def test_fast_path_accepts_only_small_upright_baseline_jpegs() -> None:
@@ -224,11 +249,13 @@ def test_fast_path_equals_decode_for_damaged_files() -> None:
         damaged = bytearray(data[: rng.integers(2, len(data))] if number % 3 == 0 else data)
         for position in rng.integers(0, len(damaged), rng.integers(0, 4)):
             damaged[position] = rng.integers(0, 256)
-        pixels = decode_fast(bytes(damaged), LIMITS)
-        if pixels is not None:
-            fast += 1
-            assert np.array_equal(pixels, np.asarray(decode(bytes(damaged), LIMITS)))
-    assert 300 < fast < 2700
+        for grey in (False, True):
+            pixels = decode_fast(bytes(damaged), LIMITS, grey=grey)
+            if pixels is not None:
+                fast += 1
+                expected = np.asarray(decode(bytes(damaged), LIMITS, grey=grey))
+                assert np.array_equal(np.broadcast_to(pixels, expected.shape), expected)
+    assert 600 < fast < 5400
 
 
 def test_header_of_a_jpeg_without_end_marker_is_read_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
