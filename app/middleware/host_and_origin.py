@@ -173,17 +173,12 @@ class SubPath:
             scope = {**scope, "path": shorter}
 
         async def send_prefixed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [(name, self._prefixed(name, value)) for name, value in message["headers"]]
+            if message["type"] == "http.response.start" and "location" in (headers := MutableHeaders(scope=message)):
+                target = urlsplit(headers["location"])._replace(scheme="", netloc="")
+                headers["location"] = f"{self._root_path}{target.geturl()}"
             await send(message)
 
         await self.app(scope, receive, send_prefixed)
-
-    def _prefixed(self, name: bytes, value: bytes) -> bytes:
-        if name.lower() != b"location":
-            return value
-        target = urlsplit(value.decode())
-        return f"{self._root_path}{target._replace(scheme='', netloc='').geturl()}".encode()
 
 
 class HeadAsGet:
