@@ -245,11 +245,16 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
     return invalid_parameters(request.scope["path"], error)
 
 
+async def _on_unexpected_error(request: Request, _: Exception) -> JSONResponse:
+    return error_response(request.scope["path"], VestibuleError())
+
+
 def install(app: FastAPI) -> None:
-    """Map the errors of `app` to responses. `RequestLog` responds 500 to all other exceptions."""
+    """Map the errors of `app` to responses. `RequestLog` logs unexpected ones."""
     app.exception_handler(VestibuleError)(_on_vestibule_error)
     app.exception_handler(HTTPException)(_on_http_exception)
     app.exception_handler(RequestValidationError)(_on_validation_error)
+    app.exception_handler(Exception)(_on_unexpected_error)
 
 
 def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:

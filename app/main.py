@@ -167,20 +167,17 @@ def _add_storage_services(app: FastAPI, predictor: Predictor, storage: Storage) 
 
 
 def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Metrics, quotas: Quotas | None) -> None:
-    """Install the middleware stack. Call after all routes are registered. The last one added is the outermost."""
+    """Install the middleware stack, from the innermost to the outermost. Call after all routes are registered."""
     routes, capacity, root_path = RouteTable(app), app.state.capacity, settings.root_path
     if root_path and any((route.route.path or "").startswith(f"{root_path}/") for route in routes.all):
         raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {root_path} is a path of the service itself")
     app.state.load_shedding = LoadShedding(capacity, routes, settings, metrics)  # called by the HTTP protocol
-    app.add_middleware(FastPath, routes=routes)
-    app.add_middleware(Disconnect)
-    app.add_middleware(CapacityGuard, capacity=capacity, metrics=metrics)
     budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
-    app.add_middleware(BodyLimit, settings=settings, budget=budget)
-    app.add_middleware(Authentication, keys=keys, settings=settings, metrics=metrics, quotas=quotas)
-    app.add_middleware(with_cors, settings=settings)
-    app.add_middleware(HostAndOrigin, settings=settings)
-    app.add_middleware(RequestLog, metrics=metrics)
-    app.add_middleware(RouteLookup, routes=routes)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(SubPath, root_path=root_path)
+    # Around FastAPI's own middleware, which the fast path then does not pass.
+    stack = app.build_middleware_stack()
+    stack = Disconnect(FastPath(stack, routes))
+    stack = BodyLimit(CapacityGuard(stack, capacity, metrics), settings, budget)
+    stack = Authentication(stack, keys, settings, metrics, quotas=quotas)
+    stack = HostAndOrigin(with_cors(stack, settings), settings)
+    stack = RouteLookup(RequestLog(stack, metrics), routes)
+    app.middleware_stack = SubPath(HeadAsGet(stack), root_path)

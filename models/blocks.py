@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -107,6 +108,24 @@ class SameConv2d(nn.Conv2d):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class StochasticDepth(nn.Module):
+    """In training, set each image's maps [N, C, H, W] to zero with probability `p`, and scale the others up.
+
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016; scaled as dropout, so that nothing changes in use.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        if not self.training or not self.p:
+            return x
+        kept = 1 - self.p
+        return x * torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(kept).div_(kept)
 
 
 def hidden_layers(

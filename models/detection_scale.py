@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import nms
 
-from models.detector import COARSEST, NMS_OVERLAP, Detections, Face, Pixels, decode, faces_within, padded
+from models.detector import COARSEST, Detections, Face, Pixels, decode, faces_within, padded, strongest
 from models.preprocess import Preprocess
 
 # The rules for detection scales: `scan` with its default `min_face`, and `whole`.
@@ -161,7 +160,7 @@ def merge(scan: Scan, detections: Sequence[Sequence[Detections]]) -> list[Face]:
     ]
     boxes, scores, landmarks = (torch.cat(tensors) for tensors in zip(*in_photo, strict=True))
     if len(in_photo) > 1:
-        kept = nms(boxes, scores, NMS_OVERLAP)[:MAX_FACES]
+        kept = strongest(boxes, scores)[:MAX_FACES]
         boxes, scores, landmarks = boxes[kept], scores[kept], landmarks[kept]
     return faces_within(Detections(boxes, scores, landmarks), (scan.width, scan.height))
 

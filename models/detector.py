@@ -32,7 +32,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import nms
 
 from models.blocks import FeaturesAndHead, check_images
 from models.preprocess import Preprocess
@@ -222,8 +221,27 @@ def _detections(maps: Tensor, peaks: Tensor, limit: int) -> Detections:
     boxes = torch.cat([corners, corners + sizes], dim=1)
     shares = values[:, 5:].reshape(-1, LANDMARKS, 2).flip(-1)  # [K, 5, 2]: x, y
     landmarks = corners[:, None] + shares * sizes[:, None]
-    kept = nms(boxes, scores, NMS_OVERLAP)[:limit]
+    kept = strongest(boxes, scores)[:limit]
     return Detections(boxes[kept], scores[kept], landmarks[kept])
+
+
+def strongest(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Return the indices of the boxes [K, 4] without those that a more confident one overlaps; `scores` [K] descending.
+
+    Non-maximum suppression with NMS_OVERLAP, as by torchvision, whose import takes a quarter of the service's start.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    left, top, right, bottom = boxes[order].T.cpu().numpy()
+    areas = (right - left) * (bottom - top)
+    rest, kept = np.arange(len(areas)), []
+    while len(rest):
+        first, rest = rest[0], rest[1:]
+        kept.append(first)
+        width = np.minimum(right[rest], right[first]) - np.maximum(left[rest], left[first])
+        height = np.minimum(bottom[rest], bottom[first]) - np.maximum(top[rest], top[first])
+        common = width.clip(min=0) * height.clip(min=0)
+        rest = rest[common <= NMS_OVERLAP * (areas[rest] + areas[first] - common)]
+    return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
-from models.blocks import ConvNormAct, FeaturesAndHead, SameConv2d, round_channels
+from models.blocks import ConvNormAct, FeaturesAndHead, SameConv2d, StochasticDepth, round_channels
 
 # Table 1 of the paper: expansion, kernel, channels, blocks. The strides are settings.
 STAGES = (
@@ -99,7 +98,7 @@ class MBConv(nn.Module):
             layers.append(SqueezeExcite(expanded, max(1, inputs // 4)))
         self.block = nn.Sequential(*layers, conv_norm_act(expanded, outputs, 1, activation=None))
         self.skip = stride == 1 and inputs == outputs
-        self.drop = StochasticDepth(drop, "row")
+        self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import expit, log_expit, logit  # type: ignore[import-untyped]
-from scipy.stats import genpareto  # type: ignore[import-untyped]
 
 from models.matching import Matching, OperatingPoint, Tail
 
@@ -70,6 +69,8 @@ def fit_points(impostors: Floats) -> tuple[OperatingPoint, ...]:
 
 def fit_tail(impostors: Floats) -> Tail:
     """Fit a generalised Pareto distribution to the ascending similarities above the (1 - TAIL_SHARE) quantile."""
+    from scipy.stats import genpareto  # type: ignore[import-untyped]  # 0.3 s, which only a calibration needs
+
     start = float(np.quantile(impostors, 1 - TAIL_SHARE))
     excesses = impostors[impostors > start] - start
     shape, _, scale = genpareto.fit(excesses, floc=0)

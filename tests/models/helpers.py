@@ -11,14 +11,16 @@ import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torchvision import ops
 
 from models import checkpoint
+from models.blocks import StochasticDepth
 from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.registry import configure, lookup
 from models.runtime import Runtime
 
+_DROPS = (StochasticDepth, ops.StochasticDepth, nn.Dropout)
 TOLERANCE = 1e-4  # of the logits' scale, in float32
 
 
@@ -71,13 +73,13 @@ def save_untrained(
 
 def drop_rates(module: nn.Module) -> list[float]:
     """Every probability above zero to drop something, in order."""
-    return [m.p for m in module.modules() if isinstance(m, StochasticDepth | nn.Dropout) and m.p]
+    return [m.p for m in module.modules() if isinstance(m, _DROPS) and m.p]
 
 
 def without_drops(module: nn.Module) -> nn.Module:
     """The module with all drop probabilities set to zero, so that it is deterministic in train mode."""
     for layer in module.modules():
-        if isinstance(layer, StochasticDepth | nn.Dropout):
+        if isinstance(layer, _DROPS):
             layer.p = 0.0
     return module
 

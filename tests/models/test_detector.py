@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import nms
 
 from models import checkpoint
 from models.detection_scale import CenterFaceDetector
 from models.detector import (
     CHANNELS,
+    NMS_OVERLAP,
     PROMINENCE_SPREAD,
     VARIANTS,
     CenterFace,
@@ -23,6 +25,7 @@ from models.detector import (
     decode,
     prepare,
     prominence,
+    strongest,
 )
 from models.importers import import_weights
 from models.preprocess import Preprocess
@@ -137,6 +140,22 @@ def test_decoding_is_a_plain_loop(height: int, width: int, threshold: float) -> 
             assert box.tolist() == pytest.approx(face.box, abs=1e-3)
             assert float(score) == pytest.approx(face.score)
             assert np.allclose(points.numpy(), face.landmarks, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 30, 500])
+@pytest.mark.parametrize("side", [3.0, 30.0, 300.0])
+def test_overlapping_boxes_are_removed_as_by_torchvision(count: int, side: float) -> None:
+    numbers = torch.Generator().manual_seed(count)
+    corners = 200 * torch.rand(count, 2, generator=numbers)
+    boxes = torch.cat([corners, corners + side * torch.rand(count, 2, generator=numbers)], dim=1)
+    scores = torch.rand(count, generator=numbers)
+    assert torch.equal(strongest(boxes, scores), nms(boxes, scores, NMS_OVERLAP))
+
+
+def test_of_equal_boxes_the_most_confident_is_kept() -> None:
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    assert strongest(box.expand(3, 4), torch.tensor([0.2, 0.9, 0.5])).tolist() == [1]
+    assert strongest(torch.zeros(2, 4), torch.tensor([0.2, 0.9])).tolist() == [1, 0]  # nothing of empty boxes overlaps
 
 
 def test_limit_keeps_the_most_confident() -> None:

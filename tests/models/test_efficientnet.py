@@ -13,6 +13,7 @@ import torchvision
 from efficientnet_lite_pytorch import EfficientNet as IndependentLite
 
 from models import checkpoint
+from models.blocks import StochasticDepth
 from models.importers import SOURCES, import_weights
 from models.registry import build
 from tests.conftest import photo
@@ -55,3 +56,16 @@ def test_imported_weights_give_the_logits_of_a_third_implementation(tmp_path: Pa
         actual = module(batch)
     assert (expected - actual).abs().max() <= TOLERANCE * expected.abs().max()
     assert actual.argmax(1).tolist() == expected.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_stochastic_depth_is_torchvisions(drop: float) -> None:
+    maps = torch.rand(50, 3, 4, 5)
+    ours, theirs = StochasticDepth(drop), torchvision.ops.StochasticDepth(drop, "row")
+    dropped = []
+    for module in (ours, theirs):
+        torch.manual_seed(7)
+        dropped.append(module(maps))
+    assert torch.equal(*dropped)
+    assert (dropped[0] == 0).flatten(1).all(dim=1).any() == (drop > 0)
+    assert torch.equal(ours.eval()(maps), maps)
