@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # For how long a request is processed before its client is watched: watching takes a task, which costs 4 % of a request
 # of one millisecond, and most requests end before.
-WATCH_AFTER_S = 0.25
+WATCH_AFTER_S = 0.1
 
 
 class Disconnect:

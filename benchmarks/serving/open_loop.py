@@ -16,6 +16,9 @@ from benchmarks.serving.load_generator import TIMEOUT_S, Reply
 from benchmarks.serving.servers import HOST
 
 TICK_S = 0.001  # all requests that are due are sent once a tick
+# The most connections at once: this process may have 20,000 files open, and an address about 28,000 ports. A server
+# that refuses nothing gets there in half a minute.
+MOST_CONNECTIONS = 16_000
 
 
 class _Connection(asyncio.Protocol):
@@ -50,6 +53,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as asyncio calls it
         """Keep the transport."""
         self._transport = transport
+        self._load.open += 1
 
     def data_received(self, data: bytes) -> None:
         """Parse a part of a reply."""
@@ -61,6 +65,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report that there is no reply, if one is expected."""
+        self._load.open -= 1
         if self._parser is not None:
             self._finish(0)
 
@@ -87,11 +92,15 @@ class _Connection(asyncio.Protocol):
 
 
 class _Load:
-    """The connections, and the replies by the number of their request. `free`: connections without a request."""
+    """The connections, and the replies by the number of their request.
+
+    `free`: connections without a request; `open`: the number of all.
+    """
 
     def __init__(self, port: int, request: bytes, count: int):
         self.request = request
         self.free: list[_Connection] = []
+        self.open = 0
         self.replies = [Reply(0, TIMEOUT_S, {})] * count
         self.is_complete = asyncio.Event()
         self._port = port
@@ -99,12 +108,15 @@ class _Load:
         self._connecting: set[asyncio.Task[None]] = set()
 
     def send(self, number: int) -> None:
-        """Send a request on a free connection, or on a new one."""
+        """Send a request on a free connection, or on a new one; report no reply if there are MOST_CONNECTIONS."""
         while self.free:
             connection = self.free.pop()
             if connection.is_open:
                 connection.send(number, time.perf_counter())
                 return
+        if self.open + len(self._connecting) >= MOST_CONNECTIONS:
+            self.keep(number, Reply(0, 0.0, {}))
+            return
         task = asyncio.create_task(self._connect(number))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -130,7 +142,8 @@ class _Load:
 async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> list[Reply]:
     """Return the replies to requests that are sent at that rate, in the order of sending.
 
-    A request whose connection is lost, or without a reply TIMEOUT_S after the last was sent, has status 0.
+    A request whose connection is lost, for which there are too many connections, or without a reply TIMEOUT_S after
+    the last was sent, has status 0.
     """
     count, sent, began = round(rate * seconds), 0, time.perf_counter()
     load = _Load(port, request, count)
