@@ -25,7 +25,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
-from models.detector import COARSEST, NMS_OVERLAP, Detections, Face, Pixels, decode, faces_within, padded
+from models.detector import (
+    COARSEST,
+    DETECTION_THRESHOLD,
+    NMS_OVERLAP,
+    Detections,
+    Face,
+    Pixels,
+    decode,
+    faces_within,
+    padded,
+)
 from models.preprocess import Preprocess
 
 # The rules for detection scales: `scan` with its default `min_face`, and `whole`.
@@ -185,7 +195,7 @@ class CenterFaceDetector:
     Faces with a score up to `threshold` are left out.
     """
 
-    def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = 0.5):
+    def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = DETECTION_THRESHOLD):
         if preprocess.fit != "within":
             raise ValueError("a detector needs uncropped images: its preprocessing must have fit='within'")
         self._run = run

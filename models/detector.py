@@ -54,6 +54,7 @@ STRIDE = 4  # pixels per cell
 COARSEST = 32  # pixels per cell of the last stage
 LANDMARKS = 5
 CHANNELS = 1 + 2 + 2 + 2 * LANDMARKS
+DETECTION_THRESHOLD = 0.5  # the default minimum confidence of a face
 NMS_OVERLAP = 0.3  # of two boxes, as a share of their union, above which the less confident is removed
 
 # The distance from the photo's centre, in half diagonals, at which a face's prominence falls by the factor e; chosen by
