@@ -83,9 +83,10 @@ class Int8(CardModel):
 
 
 class Int8Description(CardModel):
-    """The parts of an imported model's card that describe its quantised network, in a file beside the network.
+    """The parts of an imported model's card that its import does not write, in a file beside the quantised network.
 
-    An import writes a new card, and takes these parts over if `weights` is the sha256 of the weights that it writes.
+    They are the network's description and the figures that were measured here. An import adds them to the card that it
+    writes if `weights` is the sha256 of the weights that it writes.
     """
 
     weights: Sha256
@@ -167,10 +168,10 @@ class ModelCard(CardModel):
 
     @property
     def int8_description(self) -> Int8Description | None:
-        """The parts that describe the quantised network of an imported model; None for another model or without one."""
+        """The description of an imported model with a quantised network; None for another model or without one."""
         if self.int8 is None or self.training is not None:
             return None
-        metrics = tuple(metric for metric in self.metrics if metric.name.endswith("_int8"))
+        metrics = tuple(metric for metric in self.metrics if metric.origin == "measured")
         return Int8Description(weights=self.sha256, int8=self.int8, metrics=metrics)
 
     @property

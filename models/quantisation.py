@@ -46,8 +46,9 @@ MIN_AGREEMENT: dict[Task, float] = {"classify": 0.97, "embed": 0.95, "detect": 0
 # The tolerance with which the service compares this runtime with torch on photos. It is wider, because a network is
 # uncertain about photos unlike those that it was trained on: for the CIFAR-10 networks the agreement on crops of the
 # example photos is 0.90 to 0.96, on images of CIFAR-10 0.985 to 0.99; for mobilefacenet-triplet it is 0.913 on crops
-# of the example photos, which are mostly no faces, and 0.967 on aligned faces.
-TOLERANCE = Tolerance(top1=0.9, probability=0.5, direction=0.2, faces=0.9, landmarks=0.1)
+# of the example photos, which are mostly no faces, and 0.967 on aligned faces. The 95th percentile of the distances of
+# centerface's landmarks is 0.11 in the example photos and their crops, which have 22 faces, and 0.07 in LFW's photos.
+TOLERANCE = Tolerance(top1=0.9, probability=0.5, direction=0.2, faces=0.9, landmarks=0.15)
 
 
 class QuantisationError(ValueError):

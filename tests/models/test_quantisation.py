@@ -16,14 +16,16 @@ from torch import Tensor
 from models import checkpoint
 from models.card import Tolerance
 from models.checkpoint import INT8_CONSTANTS_FILE, INT8_NETWORK_FILE, CheckpointError
+from models.detection_agreement import compare_maps
 from models.detection_scale import CenterFaceDetector
-from models.detector import Face
+from models.detector import CHANNELS, Face, decode
 from models.importers import import_weights
 from models.openvino_runtime import OpenVinoInt8AnySizeRuntime, OpenVinoInt8Runtime
 from models.quantisation import MIN_IMAGES, TOLERANCE, QuantisationError, input_of, quantise_model
 from models.registry import build
 from models.runtime import TorchRuntime
 from models.runtime_selection import RuntimeSelector
+from tests.app.face_pictures import grace_hopper
 from tests.conftest import photo
 from tests.models.helpers import save_untrained
 
@@ -153,6 +155,27 @@ def test_an_embedder_is_compared_by_the_directions_of_its_vectors(tmp_path: Path
     assert int8.agreement == pytest.approx(cosines.min(), abs=1e-5)
     assert card.has_int8_vectors == (cosines.min() < 0.999)
     assert int8.tolerance.direction == (TOLERANCE.direction if card.has_int8_vectors else 0.001)
+
+
+def test_the_shipped_detector_finds_the_same_faces_at_any_size(tmp_path: Path) -> None:
+    module, card = checkpoint.load(PROJECT / "weights/centerface")
+    files = checkpoint.load_int8(PROJECT / "weights/centerface", card)
+    assert files is not None
+    assert card.int8 is not None
+    runtime = OpenVinoInt8AnySizeRuntime(*files, card.preprocess.shape, tmp_path)
+    assert runtime.name == "openvino-cpu-int8"
+    expected, outputs = [], []
+    for size in ((32, 32), (320, 192), (64, 96), (640, 480), (320, 192)):
+        pair = [np.asarray(image.resize(size)) for image in (photo("astronaut"), grace_hopper())]
+        batch = torch.from_numpy(np.stack(pair)).movedim(-1, 1).float()
+        with torch.inference_mode():
+            expected.append(module(batch))
+        outputs.append(runtime(batch))
+        assert outputs[-1].shape == expected[-1].shape == (2, CHANNELS, size[1] // 4, size[0] // 4)
+    assert [len(decode(maps, 0.5)[0].scores) for maps in expected] == [0, 1, 0, 1, 1]
+    agreement = compare_maps(expected, outputs)
+    assert agreement.share == 1
+    assert agreement.percentile(0.95) <= card.int8.tolerance.landmarks
 
 
 @pytest.mark.slow
