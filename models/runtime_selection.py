@@ -174,12 +174,15 @@ class RuntimeSelector:
             # A copy, since the module serves while it is converted.
             return runtime(copy.deepcopy(self.module), self.shape, precision, key=self.key, folder=self.folder)
 
+        def create_int8(network: QuantisedNetwork) -> Runtime:
+            runtime = OpenVinoInt8AnySizeRuntime if self.kind in _MAPS else OpenVinoInt8Runtime
+            return runtime(*network, self.shape, self.folder)
+
         runtimes: dict[str, Callable[[], Runtime]] = {
             f"openvino-cpu-{precision}": partial(create, precision) for precision in openvino_runtime.precisions()
         }
         if self.int8 is not None:
-            int8 = OpenVinoInt8AnySizeRuntime if self.kind in _MAPS else OpenVinoInt8Runtime
-            runtimes[INT8] = partial(int8, *self.int8[0], self.shape, self.folder)
+            runtimes[INT8] = partial(create_int8, self.int8[0])
         names = runtimes.keys() if self.requested == "auto" else {self.requested.replace("openvino", "openvino-cpu")}
         return {name: create_runtime for name, create_runtime in runtimes.items() if name in names}
 

@@ -46,8 +46,8 @@ def collage(background: Image.Image, faces: list[Image.Image], draw: random.Rand
     result = background.resize(size, Image.Resampling.BICUBIC)
     for _ in range(draw.randint(1, MOST_FACES)):
         side = draw.randint(SMALLEST, int(LARGEST_SHARE * min(size)))
-        place = tuple(draw.randint(0, length - side) for length in size)
-        result.paste(draw.choice(faces).resize((side, side), Image.Resampling.LANCZOS), place)
+        left, top = (draw.randint(0, length - side) for length in size)
+        result.paste(draw.choice(faces).resize((side, side), Image.Resampling.LANCZOS), (left, top))
     return result
 
 

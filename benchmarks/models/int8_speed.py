@@ -40,9 +40,11 @@ def runtimes(folder: Path, card: ModelCard, cache: Path) -> list[Runtime]:
     """The network in float32, and quantised."""
     module, int8 = checkpoint.load(folder)[0], checkpoint.load_int8(folder, card)
     assert int8 is not None, folder
-    shape, detects = card.preprocess.shape, card.task == "detect"
-    exact = (OpenVinoAnySizeRuntime if detects else OpenVinoRuntime)(module, shape, "f32", card.sha256, cache)
-    return [exact, (OpenVinoInt8AnySizeRuntime if detects else OpenVinoInt8Runtime)(*int8, shape, cache)]
+    shape, key = card.preprocess.shape, card.sha256
+    if card.task == "detect":
+        exact = OpenVinoAnySizeRuntime(module, shape, "f32", key, cache)
+        return [exact, OpenVinoInt8AnySizeRuntime(*int8, shape, cache)]
+    return [OpenVinoRuntime(module, shape, "f32", key, cache), OpenVinoInt8Runtime(*int8, shape, cache)]
 
 
 def shapes(card: ModelCard) -> Iterator[tuple[int, int, int, int]]:
