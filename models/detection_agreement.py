@@ -68,4 +68,5 @@ def _landmark_distances(expected: Detections, others: Detections) -> Tensor | No
     if overlap.min() < SAME_FACE or len(match.unique()) < len(match):
         return None
     eyes = (expected.landmarks[:, 0] - expected.landmarks[:, 1]).norm(dim=1, keepdim=True)
-    return ((expected.landmarks - others.landmarks[match]).norm(dim=2) / eyes).flatten()
+    distances: Tensor = (expected.landmarks - others.landmarks[match]).norm(dim=2) / eyes
+    return distances.flatten()
