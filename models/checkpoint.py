@@ -14,13 +14,15 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.card import Int8, ModelCard
+from models.card import Int8, Int8Description, ModelCard
 from models.registry import build
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 # The quantised network, if the card describes one, in OpenVINO's format.
 INT8_NETWORK_FILE, INT8_CONSTANTS_FILE = "int8.xml", "int8.bin"
+# Its description, for an imported model only: git has these three files, and an import writes the others.
+INT8_DESCRIPTION_FILE = "int8.json"
 
 # Prefixes that DistributedDataParallel and torch.compile add to every name.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -121,7 +123,9 @@ def save_bytes(folder: Path, weights: bytes, **card: Any) -> ModelCard:
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Write the card without the weights, for example when a metric is added."""
+    """Write the card without the weights, for example when a metric is added; see also `restore_int8`."""
+    if (description := card.int8_description) is not None:
+        write_atomically(folder / INT8_DESCRIPTION_FILE, (description.model_dump_json(indent=2) + "\n").encode())
     write_atomically(folder / CARD_FILE, (card.model_dump_json(indent=2) + "\n").encode())
 
 
@@ -193,3 +197,25 @@ def load_int8(folder: Path, card: ModelCard) -> QuantisedNetwork | None:
     if quantised.sha256 != card.int8.sha256:
         raise CheckpointError(f"{folder}: sha256 of the int8 files is {quantised.sha256}, the card says otherwise")
     return quantised
+
+
+def restore_int8(folder: Path) -> ModelCard:
+    """Describe the quantised network of newly imported weights in their card, if there is one, and return the card.
+
+    Raises:
+        CheckpointError: there is one that cannot be used: of other weights, or its files do not belong together. The
+            card is left as it is.
+    """
+    card, path = read_card(folder), folder / INT8_DESCRIPTION_FILE
+    if not path.is_file():
+        return card
+    try:
+        description = Int8Description.model_validate_json(read_file(path, CheckpointError))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if description.weights != card.sha256:
+        raise CheckpointError(f"{path}: is of the weights {description.weights[:12]}, not of {card.version}")
+    restored = card.model_copy(update={"int8": description.int8, "metrics": (*card.metrics, *description.metrics)})
+    load_int8(folder, restored)
+    write_card(folder, restored)
+    return restored

@@ -24,7 +24,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.detector import COARSEST, Detections, Face, Pixels, decode, faces_within, padded, strongest
+from models.detector import (
+    COARSEST,
+    DETECTION_THRESHOLD,
+    Detections,
+    Face,
+    Pixels,
+    decode,
+    faces_within,
+    padded,
+    strongest,
+)
 from models.preprocess import Preprocess
 
 # The rules for detection scales: `scan` with its default `min_face`, and `whole`.
@@ -160,7 +170,7 @@ def merge(scan: Scan, detections: Sequence[Sequence[Detections]]) -> list[Face]:
     ]
     boxes, scores, landmarks = (torch.cat(tensors) for tensors in zip(*in_photo, strict=True))
     if len(in_photo) > 1:
-        kept = strongest(boxes, scores)[:MAX_FACES]
+        kept = strongest(boxes, scores, MAX_FACES)
         boxes, scores, landmarks = boxes[kept], scores[kept], landmarks[kept]
     return faces_within(Detections(boxes, scores, landmarks), (scan.width, scan.height))
 
@@ -184,7 +194,7 @@ class CenterFaceDetector:
     Faces with a score up to `threshold` are left out.
     """
 
-    def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = 0.5):
+    def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = DETECTION_THRESHOLD):
         if preprocess.fit != "within":
             raise ValueError("a detector needs uncropped images: its preprocessing must have fit='within'")
         self._run = run

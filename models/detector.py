@@ -53,6 +53,7 @@ STRIDE = 4  # pixels per cell
 COARSEST = 32  # pixels per cell of the last stage
 LANDMARKS = 5
 CHANNELS = 1 + 2 + 2 + 2 * LANDMARKS
+DETECTION_THRESHOLD = 0.5  # the default minimum confidence of a face
 NMS_OVERLAP = 0.3  # of two boxes, as a share of their union, above which the less confident is removed
 
 # The distance from the photo's centre, in half diagonals, at which a face's prominence falls by the factor e; chosen by
@@ -221,27 +222,31 @@ def _detections(maps: Tensor, peaks: Tensor, limit: int) -> Detections:
     boxes = torch.cat([corners, corners + sizes], dim=1)
     shares = values[:, 5:].reshape(-1, LANDMARKS, 2).flip(-1)  # [K, 5, 2]: x, y
     landmarks = corners[:, None] + shares * sizes[:, None]
-    kept = strongest(boxes, scores)[:limit]
+    kept = strongest(boxes, scores, limit)
     return Detections(boxes[kept], scores[kept], landmarks[kept])
 
 
-def strongest(boxes: Tensor, scores: Tensor) -> Tensor:
-    """Return the indices of the boxes [K, 4] without those that a more confident one overlaps; `scores` [K] descending.
+def overlap(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the intersection over union of boxes [..., 4] that are broadcast; NaN for two empty ones."""
+    sides = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
+    common = sides.clamp(min=0).prod(dim=-1)
+    areas, other_areas = ((each[..., 2:] - each[..., :2]).prod(dim=-1) for each in (boxes, others))
+    return common / (areas + other_areas - common)
 
-    Non-maximum suppression with NMS_OVERLAP, as by torchvision, whose import takes a quarter of the service's start.
+
+def strongest(boxes: Tensor, scores: Tensor, limit: int) -> Tensor:
+    """Return the indices of the boxes [K, 4] that no more confident one overlaps, the most confident first.
+
+    Non-maximum suppression with NMS_OVERLAP that ends after `limit` boxes. torchvision has it, too, but to import
+    torchvision takes a quarter of the service's start.
     """
-    order = scores.argsort(descending=True, stable=True)
-    left, top, right, bottom = boxes[order].T.cpu().numpy()
-    areas = (right - left) * (bottom - top)
-    rest, kept = np.arange(len(areas)), []
-    while len(rest):
+    rest = scores.argsort(descending=True, stable=True)
+    kept: list[Tensor] = []
+    while len(rest) and len(kept) < limit:
         first, rest = rest[0], rest[1:]
         kept.append(first)
-        width = np.minimum(right[rest], right[first]) - np.maximum(left[rest], left[first])
-        height = np.minimum(bottom[rest], bottom[first]) - np.maximum(top[rest], top[first])
-        common = width.clip(min=0) * height.clip(min=0)
-        rest = rest[common <= NMS_OVERLAP * (areas[rest] + areas[first] - common)]
-    return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
+        rest = rest[~(overlap(boxes[rest], boxes[first]) > NMS_OVERLAP)]
+    return torch.stack(kept) if kept else rest
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,30 @@ def import_weights(
     """Write the model of `source` to `folder`/<its name> and return its card. The bytes are the same every time.
 
     `source` is a key of SOURCES, or `torchvision:` and the name of an architecture that torchvision has, too, whose
-    weights are read from `file` or downloaded; `report` is called with a message before a download.
+    weights are read from `file` or downloaded; `report` is called with a message before a download. A quantised network
+    in the model's folder is kept, and described in the card if it is of the same weights; if not, `report` is called.
 
     Raises:
         ImportWeightsError: unknown source, package not installed, no network, wrong hash, or names that do not match.
     """
     kind, _, name = source.partition(":")
     if kind == "torchvision":
-        return import_torchvision(name.replace("-", "_"), folder, file, report)
+        card = import_torchvision(name.replace("-", "_"), folder, file, report)
+    else:
+        card = _import_source(source, folder, file)
+    try:
+        return checkpoint.restore_int8(folder / card.name)
+    except checkpoint.CheckpointError as error:
+        report(f"{card.name} has no quantised network: {error}")
+        return card
+
+
+def _import_source(source: str, folder: Path, file: Path | None) -> ModelCard:
+    """Write the model of a key of SOURCES and return its card.
+
+    Raises:
+        ImportWeightsError: see `import_weights`.
+    """
     if source not in SOURCES:
         sources = ", ".join([*sorted(SOURCES), *(f"torchvision:{name}" for name in shared_architectures())])
         raise ImportWeightsError(f"unknown source {source[:80]!r}; expected one of {sources}; or {_FILES}")
@@ -136,9 +152,9 @@ def import_weights(
     except (ImportWeightsError, RuntimeError) as error:
         raise ImportWeightsError(f"{row.file}: {error}") from error
     return checkpoint.save(
-        folder / name,
+        folder / source.partition(":")[2],
         module,
-        name=name,
+        name=source.partition(":")[2],
         description=row.description,
         task=lookup(row.architecture).task,
         architecture=row.architecture,

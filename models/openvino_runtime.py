@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["f32", "bf16"]
 
+# The name of the runtimes of quantised networks.
+INT8 = "openvino-cpu-int8"
+
 # The compiled batch sizes; batches are padded with zeros to one of them.
 SIZES = (1, 2, 4, 8, 16, 32)
 # If the items fill more than this share of a size, padding to it is faster than several smaller batches.
@@ -121,21 +124,19 @@ class OpenVinoInt8Runtime(GraphRuntime):
     """
 
     def __init__(self, network: bytes, constants: bytes, shape: tuple[int, ...], folder: Path):
-        values = package().Tensor(np.frombuffer(constants, np.uint8))
-        super().__init__(core().read_model(network.decode(), values), shape, "f32", folder)
-        self.name = "openvino-cpu-int8"
+        super().__init__(_deserialised(network, constants), shape, "f32", folder)
+        self.name = INT8
 
 
-class OpenVinoAnySizeRuntime:
-    """A `Runtime` like `OpenVinoRuntime` for a network whose outputs are maps [N, ...] of images of any size.
+class AnySizeGraphRuntime:
+    """A `Runtime` like `GraphRuntime` for a graph whose outputs are maps [N, ...] of images of any size.
 
     `largest` is the shape of a large image, [C, H, W], by which `size` is estimated. OpenVINO plans an image size at
     its first call, in about the time of an inference, and keeps the plan.
     """
 
-    def __init__(self, module: nn.Module, largest: tuple[int, ...], precision: Precision, key: str, folder: Path):
+    def __init__(self, model: openvino.Model, largest: tuple[int, ...], precision: Precision, folder: Path):
         self.name = f"openvino-cpu-{precision}"
-        model = _converted(module, (largest[0], -1, -1), key, folder)
         self.size = _memory_bytes(_of_size(model, (1, *largest)), 2 if precision == "bf16" else 4)
         self._request = _compiled(model, precision, folder)
 
@@ -143,6 +144,26 @@ class OpenVinoAnySizeRuntime:
         """See `Runtime`."""
         (output,) = self._request.infer([batch.contiguous().numpy()], share_inputs=True, share_outputs=True).values()
         return torch.from_numpy(output).to(torch.float32, copy=True)
+
+
+class OpenVinoAnySizeRuntime(AnySizeGraphRuntime):
+    """An `AnySizeGraphRuntime` for a network, which it converts; `key` as in `OpenVinoRuntime`."""
+
+    def __init__(self, module: nn.Module, largest: tuple[int, ...], precision: Precision, key: str, folder: Path):
+        super().__init__(_converted(module, any_size(largest), key, folder), largest, precision, folder)
+
+
+class OpenVinoInt8AnySizeRuntime(AnySizeGraphRuntime):
+    """An `AnySizeGraphRuntime` for a quantised network, as `OpenVinoInt8Runtime`."""
+
+    def __init__(self, network: bytes, constants: bytes, largest: tuple[int, ...], folder: Path):
+        super().__init__(_deserialised(network, constants), largest, "f32", folder)
+        self.name = INT8
+
+
+def any_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with which `convert` converts a network for images of any size with the channels of `shape`."""
+    return shape[0], -1, -1
 
 
 def convert(module: nn.Module, shape: tuple[int, ...]) -> openvino.Model:
@@ -161,6 +182,11 @@ def serialise(model: openvino.Model) -> tuple[bytes, bytes]:
         path = Path(folder, "network.xml")
         package().save_model(model, path, compress_to_fp16=False)
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def _deserialised(network: bytes, constants: bytes) -> openvino.Model:
+    """The network whose .xml and .bin file have these contents."""
+    return core().read_model(network.decode(), package().Tensor(np.frombuffer(constants, np.uint8)))
 
 
 def precisions() -> tuple[Precision, ...]:

@@ -20,20 +20,26 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from models import cuda_graph_runtime, openvino_runtime
+from models import cuda_graph_runtime, detection_agreement, openvino_runtime
 from models.card import Tolerance
 from models.checkpoint import QuantisedNetwork, write_atomically
 from models.cuda_graph_runtime import CudaGraphRuntime
-from models.openvino_runtime import OpenVinoAnySizeRuntime, OpenVinoInt8Runtime, OpenVinoRuntime
+from models.openvino_runtime import (
+    INT8,
+    OpenVinoAnySizeRuntime,
+    OpenVinoInt8AnySizeRuntime,
+    OpenVinoInt8Runtime,
+    OpenVinoRuntime,
+)
 from models.runtime import Runtime, default_device, signature
 from models.runtime_names import RuntimeSetting
 from models.timing import RunWork, interleaved_medians, run_directly
 
-# How outputs are compared: logits as probabilities, vectors by direction, maps value by value. Only networks with maps
-# accept images of any size.
-OutputKind = Literal["logits", "vectors", "maps"]
+# How outputs are compared: logits as probabilities, vectors by direction, maps value by value; faces are maps of a
+# detector, whose faces are compared where the tolerance says so. Only networks with maps accept images of any size.
+OutputKind = Literal["logits", "vectors", "maps", "faces"]
+_MAPS: tuple[OutputKind, ...] = ("maps", "faces")
 
-INT8 = "openvino-cpu-int8"
 CROPS = 12  # of each image
 ROUNDS, TIMED_BATCHES = 5, (1, 16)
 COMPARED_BATCH = 16  # images per run, so that waiting requests run in between
@@ -75,7 +81,7 @@ def disagreement(expected: Tensor, outputs: Tensor, kind: OutputKind, tolerance:
     """The difference of outputs [N, D], or maps [N], from those expected; None within the tolerance."""
     if not outputs.isfinite().all():
         return "an output is not finite"
-    if kind == "maps":
+    if kind in _MAPS:
         difference = float((expected - outputs).abs().max())
         return f"a value differs by {difference:.5f}" if difference > tolerance.maps else None
     if kind == "logits":
@@ -86,6 +92,15 @@ def disagreement(expected: Tensor, outputs: Tensor, kind: OutputKind, tolerance:
         return f"a probability differs by {difference:.4f}" if difference > tolerance.probability else None
     cosine = float(torch.cosine_similarity(expected, outputs).min())
     return f"the cosine of a vector with torch's is {cosine:.5f}" if cosine < 1 - tolerance.direction else None
+
+
+def disagreement_of_batches(
+    expected: Sequence[Tensor], outputs: Sequence[Tensor], kind: OutputKind, tolerance: Tolerance
+) -> str | None:
+    """The difference of the outputs of all batches from those expected; None within the tolerance."""
+    if kind == "faces" and tolerance.faces is not None:
+        return detection_agreement.disagreement(expected, outputs, tolerance)
+    return disagreement(_joined(expected), _joined(outputs), kind, tolerance)
 
 
 @dataclass(frozen=True)
@@ -148,22 +163,26 @@ class RuntimeSelector:
         device = default_device()
         if device.type == "cuda":
             # A graph is recorded for one size of image.
-            precisions = () if self.kind == "maps" else cuda_graph_runtime.precisions(device)
+            precisions = () if self.kind in _MAPS else cuda_graph_runtime.precisions(device)
             return {
                 f"torch-cuda-graph-{precision}": partial(CudaGraphRuntime, self.module, self.shape, precision, device)
                 for precision in precisions
             }
 
         def create(precision: openvino_runtime.Precision) -> Runtime:
-            runtime = OpenVinoAnySizeRuntime if self.kind == "maps" else OpenVinoRuntime
+            runtime = OpenVinoAnySizeRuntime if self.kind in _MAPS else OpenVinoRuntime
             # A copy, since the module serves while it is converted.
             return runtime(copy.deepcopy(self.module), self.shape, precision, key=self.key, folder=self.folder)
+
+        def create_int8(network: QuantisedNetwork) -> Runtime:
+            runtime = OpenVinoInt8AnySizeRuntime if self.kind in _MAPS else OpenVinoInt8Runtime
+            return runtime(*network, self.shape, self.folder)
 
         runtimes: dict[str, Callable[[], Runtime]] = {
             f"openvino-cpu-{precision}": partial(create, precision) for precision in openvino_runtime.precisions()
         }
         if self.int8 is not None:
-            runtimes[INT8] = partial(OpenVinoInt8Runtime, *self.int8[0], self.shape, self.folder)
+            runtimes[INT8] = partial(create_int8, self.int8[0])
         names = runtimes.keys() if self.requested == "auto" else {self.requested.replace("openvino", "openvino-cpu")}
         return {name: create_runtime for name, create_runtime in runtimes.items() if name in names}
 
@@ -192,17 +211,17 @@ def compare(
 
     The reference is measured with `include_reference`, or if no candidate agrees.
     """
-    batches = _batches(inputs, 1 if kind == "maps" else COMPARED_BATCH)
+    batches = _batches(inputs, 1 if kind in _MAPS else COMPARED_BATCH)
     expected, refused, agreeing = _outputs(reference, batches, run), {}, {}
     for name, runtime in candidates.items():
-        reason = disagreement(expected, _outputs(runtime, batches, run), kind, tolerance_of(name))
+        reason = disagreement_of_batches(expected, _outputs(runtime, batches, run), kind, tolerance_of(name))
         if reason is None:
             agreeing[name] = runtime
         else:
             refused[name] = reason
     if include_reference or not agreeing:
         agreeing[reference.name] = reference
-    timed = batches[:TIMED_MAPS] if kind == "maps" else [_repeated(inputs, size) for size in TIMED_BATCHES]
+    timed = batches[:TIMED_MAPS] if kind in _MAPS else [_repeated(inputs, size) for size in TIMED_BATCHES]
     return RuntimeComparison(seconds=_seconds_per_image(agreeing, timed, run), refused=refused)
 
 
@@ -215,10 +234,13 @@ def _repeated(inputs: Sequence[Tensor], count: int) -> Tensor:
     return torch.stack([inputs[index % len(inputs)] for index in range(count)])
 
 
-def _outputs(runtime: Runtime, batches: Sequence[Tensor], run: RunWork) -> Tensor:
+def _outputs(runtime: Runtime, batches: Sequence[Tensor], run: RunWork) -> list[Tensor]:
+    return [run(partial(runtime, batch)) for batch in batches]
+
+
+def _joined(outputs: Sequence[Tensor]) -> Tensor:
     """The outputs of all batches, [N, D]; the values of maps, whose sizes may differ, one after the other."""
-    outputs = [run(partial(runtime, batch)) for batch in batches]
-    return torch.cat(outputs) if outputs[0].ndim == 2 else torch.cat([output.flatten() for output in outputs])
+    return torch.cat(list(outputs) if outputs[0].ndim == 2 else [output.flatten() for output in outputs])
 
 
 def _seconds_per_image(runtimes: Mapping[str, Runtime], batches: Sequence[Tensor], run: RunWork) -> dict[str, float]:

@@ -16,7 +16,14 @@ from models.card import Metric
 from training.core.errors import exit_on_error
 from training.core.run_folder import Run
 from training.core.weights import update_metrics
-from training.evaluation import measure_faces, measure_generators, measure_int8, report_faces, report_generators
+from training.evaluation import (
+    measure_faces,
+    measure_generators,
+    measure_int8,
+    measure_int8_detector,
+    report_faces,
+    report_generators,
+)
 from training.evaluation.compare import compare
 from training.evaluation.measure_words import draw_recall, evaluate_run, recall_table, times
 from training.metrics.classification import measure_classifier
@@ -97,6 +104,24 @@ def faces_int8(
     """
     with exit_on_error():
         metrics = measure_int8.measure(folder, dataset, lfw, detector)
+    _report(folder, metrics, write=write)
+
+
+@cli.command("detector-int8")
+def detector_int8(
+    folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="The weights folder of a detector.")],
+    lfw: Annotated[Path, typer.Option(help="LFW's images with pairsDevTest.txt, pairs.txt or both.")],
+    embedder: Annotated[Path, typer.Option(help="The weights folder of a face embedder.")] = Path(
+        "weights/mobilefacenet-triplet"
+    ),
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into the detector's card.")] = False,
+) -> None:
+    """Compare the faces that a detector's quantised network finds with torch's, and verification with them.
+
+    `_int8`: of the quantised network; `_mixed`: of pairs of photos of which it found the second one's face.
+    """
+    with exit_on_error():
+        metrics = measure_int8_detector.measure(folder, lfw, embedder)
     _report(folder, metrics, write=write)
 
 

@@ -1,4 +1,4 @@
-"""`vestibule quantise NAME --images DIR`: quantise a classifier or a face embedder to 8-bit integers."""
+"""`vestibule quantise NAME --images DIR`: quantise a classifier, a face embedder or a detector to 8-bit integers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ if TYPE_CHECKING:
 
 quantise_cli = typer.Typer()
 
+# By the model's task, what is printed of the agreement and the number of compared images.
+_AGREEMENTS = {
+    "classify": "the same class as torch for {:.2%} of {} images",
+    "embed": "a cosine of at least {:.4f} with torch for {} images",
+    "detect": "the same faces as torch in {:.2%} of {} images",
+}
+
 
 @quantise_cli.command()
 def quantise(
     name: Annotated[
-        str, typer.Argument(help="A classifier or a face embedder in the weights folder.", show_default=False)
+        str,
+        typer.Argument(help="A classifier, a face embedder or a detector in the weights folder.", show_default=False),
     ],
     *,
     images: Annotated[
         Path,
         typer.Option(
             help="A folder of images as those to classify, or of photos of faces, also in subfolders; up to 1,300 are"
-            " used.",
+            " used, for a detector 300.",
             exists=True,
             file_okay=False,
             show_default=False,
@@ -43,7 +51,8 @@ def quantise(
             min=0,
             max=1,
             help="A classifier's least share of images with the same most probable class, by default 0.97; an"
-            " embedder's least cosine of a vector with torch's, by default 0.95.",
+            " embedder's least cosine of a vector with torch's, by default 0.95; a detector's least share of images"
+            " with the same faces, by default 0.95.",
         ),
     ] = None,
 ) -> None:
@@ -61,20 +70,18 @@ def quantise(
         files = (path for path in images.rglob("*") if path.is_file())
         paths = sorted(path for path in files if image_decoder.why_not_supported(path) is None)
         random.Random(0).shuffle(paths)  # noqa: S311  not a secret
-        del paths[quantisation.MAX_SAMPLES + quantisation.MAX_COMPARED :]
+        del paths[quantisation.MAX_SAMPLES.get(card.task, 0) + quantisation.MAX_COMPARED.get(card.task, 0) :]
+        prepare = quantisation.input_of(card)
         photos = (image_decoder.read(path) for path in paths)
         if card.task == "embed" and not aligned:
             crop = _face_cropper(settings.weights / settings.default_detector)
             photos = (face for face in map(crop, photos) if face is not None)
         int8 = quantisation.quantise_model(
-            folder, [card.preprocess(photo) for photo in photos], settings.state / "compiled", agreement
+            folder, [prepare(photo) for photo in photos], settings.state / "compiled", agreement
         )
     except (checkpoint.CheckpointError, image_decoder.DecodeError, quantisation.QuantisationError) as error:
         fail(str(error))
-    if card.task == "embed":
-        typer.echo(f"{name}: a cosine of at least {int8.agreement:.4f} with torch for {int8.compared} images")
-    else:
-        typer.echo(f"{name}: the same class as torch for {int8.agreement:.2%} of {int8.compared} images")
+    typer.echo(f"{name}: {_AGREEMENTS[card.task].format(int8.agreement, int8.compared)}")
 
 
 def _face_cropper(folder: Path) -> Callable[[Image.Image], Image.Image | None]:

@@ -46,13 +46,11 @@ from models import align, detection_scale, detector
 from models.align import Quality
 from models.card import ModelCard
 from models.detection_scale import Scan, scan
-from models.detector import Face, Pixels
+from models.detector import DETECTION_THRESHOLD, Face, Pixels
 from models.matching import Matching, Threshold
 from models.preprocess import Preprocess
 from models.tta import views
 
-# The default minimum confidence of a face.
-DETECTION_THRESHOLD = 0.5
 # Tiles of a large image that are queued at a time. A tile takes about 0.1 s on a core.
 TILES_AT_ONCE = 2
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.errors import BadRequest, Conflict, DeadlineExceeded, NotReady, Overloaded, VestibuleError
 from app.faces.schemas import DetectedFace
-from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, by_prominence, calibrated, most_prominent
+from app.faces.service import AlignedFace, Faces, by_prominence, calibrated, most_prominent
 from app.gallery.schemas import EnrolParams, RejectedFace, RejectedReason
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
@@ -23,6 +23,7 @@ from app.inference.submodels import INT8
 from index.types import Collection, NewFace
 from models import align, detection_scale
 from models.detection_scale import Scales
+from models.detector import DETECTION_THRESHOLD
 
 CROP_QUALITY = 90  # of WebP
 # Temporary errors: background work that raises one is retried.

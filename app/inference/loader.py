@@ -77,7 +77,7 @@ def _runtime_choice(
         case ("classify", FEATURES.name) | ("embed", WHOLE.name | INT8.name):
             kind = "vectors"
         case "detect", WHOLE.name:
-            prepare = partial(detector.prepare, preprocess=preprocess)
+            kind, prepare = "faces", partial(detector.prepare, preprocess=preprocess)
         case "denoise", DENOISER.name:
             prepare, shape = partial(_first_tile, card), (preprocess.channels, SIDE, SIDE)
         case _:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from models import checkpoint
 from models.detection_scale import CenterFaceDetector
@@ -23,6 +23,7 @@ from models.detector import (
     Detector,
     Face,
     decode,
+    overlap,
     prepare,
     prominence,
     strongest,
@@ -149,13 +150,19 @@ def test_overlapping_boxes_are_removed_as_by_torchvision(count: int, side: float
     corners = 200 * torch.rand(count, 2, generator=numbers)
     boxes = torch.cat([corners, corners + side * torch.rand(count, 2, generator=numbers)], dim=1)
     scores = torch.rand(count, generator=numbers)
-    assert torch.equal(strongest(boxes, scores), nms(boxes, scores, NMS_OVERLAP))
+    expected = nms(boxes, scores, NMS_OVERLAP)
+    assert torch.equal(strongest(boxes, scores, 1000), expected)
+    assert torch.equal(strongest(boxes, scores, 5), expected[:5])
+    torch.testing.assert_close(overlap(boxes[:, None], boxes), box_iou(boxes, boxes))
 
 
 def test_of_equal_boxes_the_most_confident_is_kept() -> None:
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
-    assert strongest(box.expand(3, 4), torch.tensor([0.2, 0.9, 0.5])).tolist() == [1]
-    assert strongest(torch.zeros(2, 4), torch.tensor([0.2, 0.9])).tolist() == [1, 0]  # nothing of empty boxes overlaps
+    assert strongest(box.expand(3, 4), torch.tensor([0.2, 0.9, 0.5]), 10).tolist() == [1]
+    assert strongest(torch.zeros(2, 4), torch.tensor([0.2, 0.9]), 10).tolist() == [
+        1,
+        0,
+    ]  # nothing of empty boxes overlaps
 
 
 def test_limit_keeps_the_most_confident() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 
 from models import checkpoint, importers
-from models.card import Metric
+from models.card import Int8, Metric, ModelCard, Tolerance
+from models.checkpoint import INT8_CONSTANTS_FILE, INT8_DESCRIPTION_FILE, INT8_NETWORK_FILE, QuantisedNetwork
 from models.importers import SOURCES, ImportWeightsError, import_weights
 from models.weight_files import read_centerface
 from tests.models.centerface import published_file
+from training.core.weights import update_metrics
 
 LITE0 = "package:efficientnet-lite0"
 CENTERFACE = "package:centerface"
@@ -121,3 +124,68 @@ def test_every_published_tensor_is_imported_once(
     card = import_weights(source, tmp_path)
     imported = checkpoint.load(tmp_path / card.name)[0].state_dict()
     assert sorted(value.numpy().tobytes() for value in imported.values() if value.ndim) == sorted(expected)
+
+
+@pytest.fixture
+def quantised(tmp_path: Path) -> ModelCard:
+    """CenterFace's card in `tmp_path`/centerface, with a stand-in for a quantised network and a figure of it."""
+    card = import_weights(CENTERFACE, tmp_path)
+    files = QuantisedNetwork(b"network", b"constants")
+    int8 = Int8(sha256=files.sha256, images=100, compared=200, agreement=0.99, tolerance=Tolerance(faces=0.9))
+    checkpoint.save_int8(tmp_path / "centerface", files, int8)
+    update_metrics(tmp_path / "centerface", [Metric(name="same_faces_int8", value=0.98, data="photos")])
+    described = checkpoint.read_card(tmp_path / "centerface")
+    assert (described.int8, described.metrics[:-1]) == (int8, card.metrics)
+    return described
+
+
+@pytest.mark.parametrize("change", ["nothing", "clean clone", "other card"])
+def test_an_import_describes_the_quantised_network_beside_the_weights(
+    change: str, quantised: ModelCard, tmp_path: Path
+) -> None:
+    folder, messages = tmp_path / "centerface", list[str]()
+    if change == "clean clone":  # git has only the int8 files
+        (folder / checkpoint.CARD_FILE).unlink()
+        (folder / checkpoint.WEIGHTS_FILE).unlink()
+    elif change == "other card":
+        checkpoint.write_card(folder, quantised.model_copy(update={"description": "changed", "int8": None}))
+    for _ in range(2):
+        card = import_weights(CENTERFACE, tmp_path, report=messages.append)
+        assert card == checkpoint.read_card(folder) == quantised
+    assert checkpoint.load_int8(folder, card) == QuantisedNetwork(b"network", b"constants")
+    assert not messages
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (INT8_DESCRIPTION_FILE, "other weights", "int8.json: is of the weights 000000000000, not of "),
+        (INT8_DESCRIPTION_FILE, "{}", "int8.json: .*Field required"),
+        (INT8_NETWORK_FILE, "other network", "sha256 of the int8 files"),
+        (INT8_CONSTANTS_FILE, None, "int8.bin: No such file"),
+    ],
+)
+def test_a_quantised_network_of_other_weights_is_not_described(
+    file: str, content: str | None, message: str, quantised: ModelCard, tmp_path: Path
+) -> None:
+    folder, messages = tmp_path / "centerface", list[str]()
+    if content == "other weights":
+        content = (folder / file).read_text().replace(quantised.sha256, "0" * 64)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    files = {path.name: path.read_bytes() for path in folder.glob("int8.*")}
+    card = import_weights(CENTERFACE, tmp_path, report=messages.append)
+    assert card == checkpoint.read_card(folder)
+    assert card.int8 is None
+    assert {metric.origin for metric in card.metrics} == {"reported"}
+    assert len(messages) == 1
+    assert re.search(f"(?s)centerface has no quantised network: .*{message}", messages[0])
+    assert {path.name: path.read_bytes() for path in folder.glob("int8.*")} == files  # an import changes none
+
+
+def test_without_a_quantised_network_there_is_no_message(tmp_path: Path) -> None:
+    messages = list[str]()
+    assert import_weights(CENTERFACE, tmp_path, report=messages.append).int8 is None
+    assert not messages

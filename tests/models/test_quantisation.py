@@ -1,4 +1,4 @@
-"""Quantised classifiers and embedders beside torch, and the files that describe them."""
+"""Quantised classifiers, embedders and detectors beside torch, and the files that describe them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from torch import Tensor
 from models import checkpoint
 from models.card import Tolerance
 from models.checkpoint import INT8_CONSTANTS_FILE, INT8_NETWORK_FILE, CheckpointError
-from models.openvino_runtime import OpenVinoInt8Runtime
-from models.quantisation import MIN_IMAGES, TOLERANCE, QuantisationError, quantise_model
+from models.detection_agreement import compare_maps
+from models.detection_scale import CenterFaceDetector
+from models.detector import CHANNELS, Face, decode
+from models.importers import import_weights
+from models.openvino_runtime import OpenVinoInt8AnySizeRuntime, OpenVinoInt8Runtime
+from models.quantisation import MIN_IMAGES, TOLERANCE, QuantisationError, input_of, quantise_model
 from models.registry import build
 from models.runtime import TorchRuntime
 from models.runtime_selection import RuntimeSelector
+from tests.app.face_pictures import grace_hopper
+from tests.conftest import photo
 from tests.models.helpers import save_untrained
 
 PROJECT = Path(__file__).parents[2]
@@ -111,7 +117,7 @@ def test_errors_change_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.copytree(PROJECT / "weights" / name, tmp_path / name)
     before = checkpoint.read_card(tmp_path / "lenet5-mnist")
     for name, inputs, message in (
-        ("ae-mnist", digits(300), "only classifiers and embedders"),
+        ("ae-mnist", digits(300), "only classifiers, embedders and detectors"),
         ("lenet5-mnist", digits(MIN_IMAGES - 1), f"at least {MIN_IMAGES} images"),
         (
             "lenet5-mnist",
@@ -149,3 +155,54 @@ def test_an_embedder_is_compared_by_the_directions_of_its_vectors(tmp_path: Path
     assert int8.agreement == pytest.approx(cosines.min(), abs=1e-5)
     assert card.has_int8_vectors == (cosines.min() < 0.999)
     assert int8.tolerance.direction == (TOLERANCE.direction if card.has_int8_vectors else 0.001)
+
+
+def test_the_shipped_detector_finds_the_same_faces_at_any_size(tmp_path: Path) -> None:
+    module, card = checkpoint.load(PROJECT / "weights/centerface")
+    files = checkpoint.load_int8(PROJECT / "weights/centerface", card)
+    assert files is not None
+    assert card.int8 is not None
+    runtime = OpenVinoInt8AnySizeRuntime(*files, card.preprocess.shape, tmp_path)
+    assert runtime.name == "openvino-cpu-int8"
+    expected, outputs = [], []
+    for size in ((32, 32), (320, 192), (64, 96), (640, 480), (320, 192)):
+        pair = [np.asarray(image.resize(size)) for image in (photo("astronaut"), grace_hopper())]
+        batch = torch.from_numpy(np.stack(pair)).movedim(-1, 1).float()
+        with torch.inference_mode():
+            expected.append(module(batch))
+        outputs.append(runtime(batch))
+        assert outputs[-1].shape == expected[-1].shape == (2, CHANNELS, size[1] // 4, size[0] // 4)
+    assert [len(decode(maps, 0.5)[0].scores) for maps in expected] == [0, 1, 0, 1, 1]
+    agreement = compare_maps(expected, outputs)
+    assert agreement.share == 1
+    assert agreement.percentile(0.95) <= card.int8.tolerance.landmarks
+
+
+@pytest.mark.slow
+def test_a_detector_is_compared_by_its_faces(tmp_path: Path) -> None:
+    card = import_weights("package:centerface", tmp_path)
+    face = photo("astronaut").crop((100, 0, 356, 256)).resize((144, 144))
+    crops = [face.crop((n % 9, n // 9, 112 + n % 9, (80, 112)[n % 2] + n // 9)) for n in range(90)]
+    inputs = [input_of(card)(crop) for crop in crops]
+    assert {tuple(image.shape) for image in inputs} == {(3, 96, 128), (3, 128, 128)}
+    int8 = quantise_model(tmp_path / "centerface", inputs, tmp_path / "cache", 0.5)
+    assert (int8.images, int8.compared) == (30, 60)
+    module, card = checkpoint.load(tmp_path / "centerface")
+    files = checkpoint.load_int8(tmp_path / "centerface", card)
+    assert files is not None
+    runtime = OpenVinoInt8AnySizeRuntime(*files, card.preprocess.shape, tmp_path / "cache")
+    detectors = CenterFaceDetector(module, card.preprocess), CenterFaceDetector(runtime, card.preprocess)
+    same = 0
+    for crop in crops[30:]:
+        expected, faces = (detect(crop) for detect in detectors)
+        same += len(expected) == len(faces) and all(map(is_same, expected, faces))
+    assert int8.agreement == pytest.approx(same / 60)
+    with pytest.raises(QuantisationError, match=r"the faces are the same in \d+\.\d+% of the images \(60 images\)"):
+        quantise_model(tmp_path / "centerface", [*inputs[:30], *(255 - image for image in inputs[30:])], tmp_path, 1)
+
+
+def is_same(face: Face, other: Face) -> bool:
+    """The intersection of the boxes is at least half of their union."""
+    left, top, right, bottom = (f(a, b) for f, a, b in zip((max, max, min, min), face.box, other.box, strict=True))
+    common = max(right - left, 0) * max(bottom - top, 0)
+    return common >= 0.5 * (face.area + other.area - common)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import openvino_runtime, runtime_selection, timing
 from models.card import Tolerance
+from models.detector import CHANNELS
 from models.openvino_runtime import OpenVinoRuntime
 from models.preprocess import Preprocess
 from models.registry import build
@@ -133,6 +134,34 @@ def test_maps_of_any_size_are_compared_value_by_value(monkeypatch: pytest.Monkey
     assert {shape[0] for shape in shapes} == {1}
     comparison = compare(Maps("torch", clock, seconds=2), candidates, inputs, "maps", lambda _: Tolerance(maps=0.002))
     assert comparison.fastest == "off"
+
+
+def test_faces_are_compared_where_the_tolerance_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", clock)
+
+    class Faces(SimulatedRuntime):
+        """Finds a face in each corner of the image; `change` is added to their scores of 0.52 and 0.9."""
+
+        def __call__(self, batch: Tensor) -> Tensor:
+            self._clock.now += self._seconds
+            outputs = torch.zeros(1, CHANNELS, *(side // 4 for side in batch.shape[2:]))
+            outputs[0, 0, 0, 0], outputs[0, 0, -1, -1] = 0.52 + self._change, 0.9 + self._change
+            return outputs
+
+    int8 = {"same": Faces("same", clock, -0.01, 1), "lost": Faces("lost", clock, -0.03, 1)}
+    candidates = {**int8, "float": Faces("float", clock, -0.01, 1)}
+
+    def tolerance(name: str) -> Tolerance:
+        return TOLERANCE if name == "float" else Tolerance(faces=1)
+
+    inputs = [torch.zeros(3, 32, 64), torch.zeros(3, 64, 64)]
+    comparison = compare(Faces("torch", clock, seconds=2), candidates, inputs, "faces", tolerance)
+    assert comparison.seconds == {"same": pytest.approx(2), "torch": pytest.approx(4)}
+    assert comparison.refused == {
+        "lost": "the faces are the same in 0.00% of the images",
+        "float": "a value differs by 0.01000",
+    }
 
 
 def select(

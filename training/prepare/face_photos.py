@@ -21,7 +21,7 @@ from models import checkpoint, detection_scale, image_decoder
 from models.align import QualityThresholds, align, measure, reasons
 from models.card import ModelCard
 from models.detection_scale import Scales
-from models.detector import Detections, Face, Pixels, decode
+from models.detector import DETECTION_THRESHOLD, Detections, Face, Pixels, decode
 from models.imported_runtime import load_reference
 from models.runtime import Runtime, default_device, prepare
 from training.datasets.images import why_no_image
@@ -33,7 +33,6 @@ Outcome = Literal["kept", "unreadable", "no-face", "low-quality", "duplicate", "
 _PHOTOS_AT_ONCE = 16
 _MOST_PIXELS = 89_000_000  # of one photo
 _PIXELS_AT_ONCE = 16_000_000  # decoded at the same time, not counting the last photo
-_DETECTION_THRESHOLD = 0.5
 _WEBP_QUALITY = 90
 
 
@@ -78,7 +77,7 @@ class PhotoExaminer:
         self._detect, self._preprocess = prepare(network), card.preprocess
         # On a CPU a batch takes longer than its photos one by one: the feature maps exceed the caches.
         self._at_once = 1 if default_device().type == "cpu" else _PHOTOS_AT_ONCE
-        self._threshold = min(_DETECTION_THRESHOLD, options.limits.confidence)
+        self._threshold = min(DETECTION_THRESHOLD, options.limits.confidence)
         self._embed: tuple[Runtime, ModelCard] | None = None
         if options.embedder:
             self._embed = load_reference(options.embedder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from app.settings import PROJECT
 from models import align, checkpoint, detection_scale
 from models.detection_scale import CenterFaceDetector
 from models.detector import Face
+from tests.app.conftest import started, until
 from tests.app.embedder import PREPROCESS
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
@@ -47,6 +50,23 @@ def test_faces_equal_the_detector_s(client: TestClient) -> None:
         quality = align.measure(own, align.align(image, own.landmarks))
         assert face["quality"]["brightness"] == pytest.approx(quality.brightness, abs=0.5)
         assert face["reasons"] == []
+
+
+def test_the_quantised_network_finds_the_same_faces(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "centerface").symlink_to(PROJECT / "weights/centerface")
+    (tmp_path / "lenet5-mnist").symlink_to(PROJECT / "weights/lenet5-mnist")
+    expected = detect(client, side_by_side())["faces"]
+    with started(tmp_path, state=tmp_path / "state", runtime="openvino-int8", probes=PROJECT / "examples") as int8:
+        detect(int8, side_by_side())  # loads it
+        until(lambda: int8.get("/models/centerface").json()["choosing"] is False)
+        assert int8.get("/models/centerface").json()["runtime"] == "openvino-cpu-int8"
+        faces = detect(int8, side_by_side())["faces"]
+    assert len(faces) == len(expected) == 2
+    for face, own in zip(faces, expected, strict=True):
+        assert face["box"] != own["box"]
+        eyes = math.dist(own["landmarks"]["left_eye"], own["landmarks"]["right_eye"])
+        for name, point in own["landmarks"].items():
+            assert math.dist(face["landmarks"][name], point) <= 0.15 * eyes
 
 
 def test_face_with_degenerate_landmarks_is_dropped(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, count
@@ -25,12 +27,13 @@ from tests.training.conftest import head, save, write_identities
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import rows_of, split_of
-from training.datasets.protocols import ListedPairs, People, Search, read_orl
+from training.datasets.protocols import ListedPairs, People, Search, read_lfw, read_orl
 from training.evaluate import cli
 from training.evaluation import measure_faces, report_faces
 from training.evaluation.embedded_faces import EmbeddedFaces, FaceEmbedder, embed_photos, load_detector
 from training.evaluation.markdown import markers
 from training.evaluation.measure_faces import Verification, identify, on_identities, verify
+from training.evaluation.measure_int8_detector import load_int8_detector
 from training.evaluation.plots import ACCENT, COLOURS, INK
 from training.metrics.verification import Floats, Scores
 
@@ -424,3 +427,32 @@ def test_a_quantised_embedder_is_measured_beside_torch(studio: Path) -> None:
         scores = Scores.of([one[a] @ other[b] for a, b in pairs], mated)
         assert figures[f"tar@fmr=0.1{suffix}"] == pytest.approx(scores.tar(0.1))
     assert 0 <= figures["tar@fmr=0.1_mixed"] <= 1
+
+
+def test_a_quantised_detector_is_measured_beside_torch(studio: Path, lfw: Path) -> None:
+    folder = studio / "centerface"
+    shutil.copytree(WEIGHTS / "centerface", folder)
+    command = ["detector-int8", str(folder), "--lfw", str(lfw), "--embedder", str(studio / "weights"), "--write"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    card, embedder, people = checkpoint.read_card(folder), FaceEmbedder(studio / "weights"), read_lfw(lfw)
+    figures = {metric.name: metric.value for metric in card.metrics}
+    detectors = load_detector(folder), load_int8_detector(folder)
+    faces = [[detect(Image.open(path)) for path in people.paths] for detect in detectors]
+    assert [[len(found) for found in each] for each in faces] == [[0, *[1] * 10]] * 2  # none in the cup
+    distances = []
+    for (one,), (other,) in zip(faces[0][1:], faces[1][1:], strict=True):
+        eyes = math.dist(*one.landmarks[:2])
+        distances += [math.dist(a, b) / eyes for a, b in zip(one.landmarks, other.landmarks, strict=True)]
+    assert figures["same_faces_int8"] == 1
+    assert figures["landmarks_median_int8"] == pytest.approx(np.median(distances), rel=1e-3)
+    assert figures["landmarks_p95_int8"] == pytest.approx(np.quantile(distances, 0.95), rel=1e-3)
+    vectors = [embed_photos(people, detect, embedder).vectors[1:] for detect in detectors]
+    assert figures["cosine_median_int8"] == pytest.approx(np.median((vectors[0] * vectors[1]).sum(axis=1)))
+    assert figures["cosine_p05_int8"] <= figures["cosine_median_int8"] <= 1
+    data_names = {metric.data for metric in card.metrics if metric.name == "accuracy_mixed"}
+    assert data_names == {f"LFW {view}, {embedder.card.name}: test" for view in ("View 1", "View 2")}
+
+    checkpoint.write_card(folder, card.model_copy(update={"int8": None}))
+    missing = CliRunner().invoke(cli, command)
+    assert (missing.exit_code, "vestibule quantise centerface" in missing.output) == (1, True)
