@@ -12,7 +12,7 @@ from models import checkpoint
 from models.card import Metric
 from models.detection_agreement import compare_faces
 from models.detection_scale import CenterFaceDetector
-from models.detector import Detections, Detector, Face, Pixels
+from models.detector import LANDMARKS, Detections, Detector, Face, Pixels
 from models.openvino_runtime import OpenVinoInt8AnySizeRuntime
 from training.core import weights
 from training.core.errors import DataError
@@ -37,7 +37,7 @@ class _RecordingDetector:
         """See `Detector`."""
         faces = self._detector(image)
         boxes = torch.tensor([face.box for face in faces]).reshape(-1, 4)
-        landmarks = torch.tensor([face.landmarks for face in faces]).reshape(len(faces), -1, 2)
+        landmarks = torch.tensor([face.landmarks for face in faces]).reshape(-1, LANDMARKS, 2)
         self.found.append(Detections(boxes, torch.tensor([face.score for face in faces]), landmarks))
         return faces
 

@@ -451,7 +451,7 @@ def test_a_quantised_detector_is_measured_beside_torch(studio: Path, lfw: Path) 
     assert figures["cosine_median_int8"] == pytest.approx(np.median((vectors[0] * vectors[1]).sum(axis=1)))
     assert figures["cosine_p05_int8"] <= figures["cosine_median_int8"] <= 1
     data_names = {metric.data for metric in card.metrics if metric.name == "accuracy_mixed"}
-    assert data_names == {f"LFW {view}, {embedder.card.name}: test" for view in ("View 1", "View 2")}
+    assert {f"LFW {view}, {embedder.card.name}: test" for view in ("View 1", "View 2")} <= data_names
 
     checkpoint.write_card(folder, card.model_copy(update={"int8": None}))
     missing = CliRunner().invoke(cli, command)
