@@ -160,7 +160,8 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(NEW_OBJECTS)
-                await accept_more(self)
+                if settings.workers == 1:
+                    await accept_more(self)
                 ready(self.servers[0].sockets[0].getsockname()[1])
 
         async def on_tick(self, counter: int) -> bool:

@@ -315,7 +315,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 async def accept_more(server: uvicorn.Server) -> None:
-    """Let a started server accept ACCEPTS connections in an iteration of the event loop, by copies of its handles."""
+    """Let a started server accept ACCEPTS connections in an iteration of the event loop, by copies of its handles.
+
+    Not for a worker among several: the first one to wake would get most of the connections that arrive together.
+    """
     config = server.config
     protocol_class: Any = config.http_protocol_class
     protocol = partial(protocol_class, config=config, server_state=server.server_state, app_state=server.lifespan.state)
