@@ -80,7 +80,7 @@ def started(weights: Path, **options: Any) -> Iterator[TestClient]:
 @pytest.fixture(scope="session")
 def client() -> Iterator[TestClient]:
     """A client of the started service. Its exceptions are responses here, too."""
-    with TestClient(create_app(Settings()), base_url=BASE_URL, raise_server_exceptions=False) as running:
+    with TestClient(create_app(Settings(deadline_s=120)), base_url=BASE_URL, raise_server_exceptions=False) as running:
         yield running
 
 
