@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,8 +123,7 @@ class StochasticDepth(nn.Module):
         """Same shape."""
         if not self.training or not self.p:
             return x
-        kept = 1 - self.p
-        return x * torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(kept).div_(kept)
+        return x * F.dropout(x.new_ones(len(x), 1, 1, 1), self.p)
 
 
 def hidden_layers(

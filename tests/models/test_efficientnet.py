@@ -58,7 +58,7 @@ def test_imported_weights_give_the_logits_of_a_third_implementation(tmp_path: Pa
     assert actual.argmax(1).tolist() == expected.argmax(1).tolist()
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.3])
+@pytest.mark.parametrize("drop", [0.0, 0.3, 1.0])
 def test_stochastic_depth_is_torchvisions(drop: float) -> None:
     maps = torch.rand(50, 3, 4, 5)
     ours, theirs = StochasticDepth(drop), torchvision.ops.StochasticDepth(drop, "row")
