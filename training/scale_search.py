@@ -1,7 +1,6 @@
 """Find the best way to double the cost of an EfficientNet: more depth, width or resolution.
 
-`python -m training.scale_search RECIPE --epochs 3 --train-limit 10000 --out docs`, RECIPE being
-benchmarks/experiments/scale-search-cifar10.toml.
+`python -m training.scale_search training/recipes/efficientnet-cifar10.toml --epochs 3 --train-limit 10000 --out docs`
 
 Step 1 of section 3.3 of Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
 2019: with the compound coefficient phi at 1, a grid search for alpha (depth), beta (width) and gamma (resolution), all
