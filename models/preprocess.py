@@ -55,6 +55,11 @@ class Preprocess(BaseModel):
         return len(self.mode)
 
     @property
+    def is_grey(self) -> bool:
+        """Whether the network takes grey images."""
+        return self.mode == "L"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the output; with `fit="within"` the maximum."""
         return self.channels, self.size[0] + 2 * self.pad, self.size[1] + 2 * self.pad

@@ -19,10 +19,9 @@ from torch import Tensor
 from models import checkpoint, detection_agreement, detector, openvino_runtime
 from models.card import QUANTISED_TASKS, Int8, ModelCard, Tolerance
 from models.checkpoint import QuantisedNetwork
-from models.openvino_runtime import OpenVinoInt8AnySizeRuntime, OpenVinoInt8Runtime
 from models.registry import Task
 from models.runtime import Runtime, TorchRuntime
-from models.runtime_selection import OutputKind, disagreement_of_batches
+from models.runtime_selection import OutputKind, disagreement_of_batches, int8_runtime
 
 if TYPE_CHECKING:
     import openvino
@@ -114,19 +113,13 @@ def quantise_model(folder: Path, inputs: Sequence[Tensor], cache: Path, least_ag
     tolerance = TOLERANCE.model_copy(update={"top1": least, "probability": 1, "direction": 1 - least, "faces": least})
     for first in (number for number in FLOAT_LAYERS if number <= MAX_FLOAT_SHARE * len(layers)):
         quantised = quantise(model, inputs[:count], layers[:first])
-        outputs = _outputs(_runtime(quantised, kind, shape, cache), compared, batch)
+        outputs = _outputs(int8_runtime(quantised, kind, shape, cache), compared, batch)
         reason = disagreement_of_batches(expected, outputs, kind, tolerance)
         if reason is None:
             int8 = _described(card, quantised, _agreement(expected, outputs, kind), count, len(compared))
             checkpoint.save_int8(folder, quantised, int8)
             return int8
     raise QuantisationError(f"{card.name} is not quantised: {reason} ({len(compared)} images)")
-
-
-def _runtime(quantised: QuantisedNetwork, kind: OutputKind, shape: tuple[int, ...], cache: Path) -> Runtime:
-    if kind == "faces":
-        return OpenVinoInt8AnySizeRuntime(*quantised, shape, cache)
-    return OpenVinoInt8Runtime(*quantised, shape, cache)
 
 
 def _described(card: ModelCard, quantised: QuantisedNetwork, agreement: float, images: int, compared: int) -> Int8:

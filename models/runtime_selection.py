@@ -94,6 +94,12 @@ def disagreement(expected: Tensor, outputs: Tensor, kind: OutputKind, tolerance:
     return f"the cosine of a vector with torch's is {cosine:.5f}" if cosine < 1 - tolerance.direction else None
 
 
+def int8_runtime(network: QuantisedNetwork, kind: OutputKind, shape: tuple[int, ...], folder: Path) -> Runtime:
+    """Return the runtime of a quantised network whose outputs are of `kind`; see `OpenVinoInt8Runtime`."""
+    runtime = OpenVinoInt8AnySizeRuntime if kind in _MAPS else OpenVinoInt8Runtime
+    return runtime(*network, shape, folder)
+
+
 def disagreement_of_batches(
     expected: Sequence[Tensor], outputs: Sequence[Tensor], kind: OutputKind, tolerance: Tolerance
 ) -> str | None:
@@ -174,15 +180,11 @@ class RuntimeSelector:
             # A copy, since the module serves while it is converted.
             return runtime(copy.deepcopy(self.module), self.shape, precision, key=self.key, folder=self.folder)
 
-        def create_int8(network: QuantisedNetwork) -> Runtime:
-            runtime = OpenVinoInt8AnySizeRuntime if self.kind in _MAPS else OpenVinoInt8Runtime
-            return runtime(*network, self.shape, self.folder)
-
         runtimes: dict[str, Callable[[], Runtime]] = {
             f"openvino-cpu-{precision}": partial(create, precision) for precision in openvino_runtime.precisions()
         }
         if self.int8 is not None:
-            runtimes[INT8] = partial(create_int8, self.int8[0])
+            runtimes[INT8] = partial(int8_runtime, self.int8[0], self.kind, self.shape, self.folder)
         names = runtimes.keys() if self.requested == "auto" else {self.requested.replace("openvino", "openvino-cpu")}
         return {name: create_runtime for name, create_runtime in runtimes.items() if name in names}
 

@@ -58,7 +58,7 @@ class Classification:
                 data,
                 lambda image: list(views(preprocess(image), tta, preprocess)),
                 preprocess.max_useful_side,
-                grey=preprocess.channels == 1,
+                grey=preprocess.is_grey,
             )
 
         async def classify_image(index: int, data: bytes) -> Classified:

@@ -273,7 +273,7 @@ class Faces:
         preprocess = model.card.preprocess
         # Aligned faces are small; only images for classifiers may be decoded at a lower resolution.
         min_side = preprocess.max_useful_side if model.card.task == "classify" else None
-        item = await self._predictor.decode(data, preprocess, min_side, grey=preprocess.channels == 1)
+        item = await self._predictor.decode(data, preprocess, min_side, grey=preprocess.is_grey)
         return (await self._embed(model, [item]))[0]
 
     async def _embed(self, model: LoadedModel, inputs: Sequence[Tensor]) -> Tensor:

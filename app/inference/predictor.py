@@ -182,10 +182,10 @@ class Predictor:
         """
         started = time.perf_counter()
         # Also enlarging a small image would block the event loop.
-        grey, is_small = preprocess.channels == 1, math.prod(preprocess.size) <= FAST_PIXELS
-        image = decode_fast(data, self._limits, grey=grey) if is_small else None
+        is_small = math.prod(preprocess.size) <= FAST_PIXELS
+        image = decode_fast(data, self._limits, grey=preprocess.is_grey) if is_small else None
         if image is None:
-            return await self.decode(data, preprocess.pixels, preprocess.max_useful_side, grey=grey)
+            return await self.decode(data, preprocess.pixels, preprocess.max_useful_side, grey=preprocess.is_grey)
         pixels = preprocess.pixels(image)
         timings.record("decode", time.perf_counter() - started)
         return pixels

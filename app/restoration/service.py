@@ -221,7 +221,7 @@ class Restoration:
                 data,
                 lambda image: with_label_planes(preprocess(image)[None], one_hot[index : index + 1])[0],
                 preprocess.max_useful_side,
-                grey=preprocess.channels == 1,
+                grey=preprocess.is_grey,
             )
             return (await self._predictor.run(model, [item], slots=self._queue_slots))[0]
 
