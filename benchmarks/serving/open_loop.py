@@ -28,6 +28,8 @@ class _Connection(asyncio.Protocol):
         self._load = load
         self._number = 0  # of the request in progress
         self._began = 0.0
+        self._requests = 0  # sent on this connection
+        self._has_answered = False  # since the last request
         self._headers: dict[str, str] = {}
         self._body = b""
         self._transport: asyncio.Transport | None = None
@@ -37,6 +39,7 @@ class _Connection(asyncio.Protocol):
         """Send a request on the open connection. `began`: the start of its time, on `time.perf_counter`."""
         assert self._transport is not None
         self._number, self._began, self._headers, self._body = number, began, {}, b""
+        self._requests, self._has_answered = self._requests + 1, False
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(self._load.request)
 
@@ -57,6 +60,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse a part of a reply."""
+        self._has_answered = True
         with suppress(httptools.HttpParserError):
             if self._parser is not None:
                 self._parser.feed_data(data)
@@ -64,9 +68,17 @@ class _Connection(asyncio.Protocol):
         self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Report that there is no reply, if one is expected."""
+        """Report that there is no reply, if one is expected.
+
+        A server may close a connection that it has kept open while the next request is on its way. That request is
+        sent once more, on a new connection, as clients do (RFC 9112, section 9.3.1).
+        """
         self._load.open -= 1
-        if self._parser is not None:
+        if self._parser is None:
+            return
+        if self._requests > 1 and not self._has_answered:
+            self._load.connect(self._number, self._began)
+        else:
             self._finish(0)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -117,12 +129,15 @@ class _Load:
         if self.open + len(self._connecting) >= MOST_CONNECTIONS:
             self.keep(number, Reply(0, 0.0, {}))
             return
-        task = asyncio.create_task(self._connect(number))
+        self.connect(number, time.perf_counter())
+
+    def connect(self, number: int, began: float) -> None:
+        """Send a request, whose time started at `began`, on a new connection."""
+        task = asyncio.create_task(self._connect(number, began))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, number: int) -> None:
-        began = time.perf_counter()
+    async def _connect(self, number: int, began: float) -> None:
         try:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(lambda: _Connection(self), HOST, self._port)
@@ -142,8 +157,8 @@ class _Load:
 async def open_loop(port: int, request: bytes, rate: float, seconds: float) -> list[Reply]:
     """Return the replies to requests that are sent at that rate, in the order of sending.
 
-    A request whose connection is lost, for which there are too many connections, or without a reply TIMEOUT_S after
-    the last was sent, has status 0.
+    A request whose new connection is lost, for which there are too many connections, or without a reply TIMEOUT_S
+    after the last was sent, has status 0.
     """
     count, sent, began = round(rate * seconds), 0, time.perf_counter()
     load = _Load(port, request, count)

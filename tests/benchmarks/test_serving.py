@@ -84,6 +84,28 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
     assert [(reply.status, reply.headers["retry-after"], reply.body) for reply in replies] == [(429, "1", b"no")] * 20
 
 
+@pytest.mark.parametrize(("answers", "status"), [(1, 200), (0, 0)])
+def test_a_request_on_a_kept_connection_that_the_server_closes_is_sent_once_more(answers: int, status: int) -> None:
+    requests: list[int] = []  # of each connection
+
+    async def close_without_a_word(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in range(answers + 1):
+            await reader.readuntil(b"\r\n\r\n")
+            if number < answers:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        requests.append(number + 1)
+        writer.close()
+
+    async def ask() -> list[Reply]:
+        server = await asyncio.start_server(close_without_a_word, HOST, 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            return await open_loop(port, Request("/", {}, b"").encoded(port), 20, 1.0)
+
+    assert [reply.status for reply in uvloop.run(ask())] == [status] * 20
+    assert set(requests) == {answers + 1}
+
+
 def test_the_output_of_wrk_is_parsed(tmp_path: Path) -> None:
     said = '{"requests": 100, "us": 2000000, "status": 3, "broken": 1, "p50": 1500.0, "p99": 9000.0}'
     load = parsed(f"Running\nresult {said}\n", 0.25)
