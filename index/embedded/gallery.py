@@ -262,12 +262,12 @@ class EmbeddedGallery:
     def _read_current(self, name: str, fingerprint: str | None, read: Callable[[Collection], T]) -> T:
         """Return `read(collection)`; retry with the updated collection if it was re-embedded meanwhile."""
         while True:
-            collection = self._cached_collection(name)
+            collection = self.current_collection(name)
             check_fingerprint(collection, fingerprint)
             with suppress(ConflictError):
                 return read(collection)
 
-    def _cached_collection(self, name: str) -> Collection:
+    def current_collection(self, name: str) -> Collection:
         """Return the current collection; read it from the ledger only after a commit."""
         version = self._watcher.version()  # read first: a collection cached under it is never older
         if self._collection_cache[0] != version:
@@ -280,7 +280,7 @@ class EmbeddedGallery:
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
         """See `Gallery`."""
         subjects = sorted({subject.id for subject in found})
-        self.audit.add(AuditEvent("search", self.clock(), actor, self._cached_collection(collection).id, subjects))
+        self.audit.add(AuditEvent("search", self.clock(), actor, self.current_collection(collection).id, subjects))
 
     def _matches(
         self, collection: Collection, searcher: VectorSearcher, query: Floats, k: int, fusion: Fusion

@@ -58,7 +58,7 @@ class Searches(GalleryComponent):
         fingerprint: str | None = None,
     ) -> list[list[Match]]:
         """See `index.protocol.Searches`."""
-        current = self.gallery.collection(collection)
+        current = self.gallery.current_collection(collection)
         check_fingerprint(current, fingerprint)
         queries = unit_vectors(queries, current.dimensions)
         if where:
@@ -78,7 +78,7 @@ class Searches(GalleryComponent):
         fingerprint: str | None = None,
     ) -> tuple[Match | None, bool]:
         """See `index.protocol.Searches`."""
-        current = self.gallery.collection(collection)
+        current = self.gallery.current_collection(collection)
         check_fingerprint(current, fingerprint)
         (query,) = unit_vectors(query[None], current.dimensions)
         with self.gallery.snapshot_of(current) as db:

@@ -348,13 +348,22 @@ def _excluding(nearest: NearestFaces, excluded: Mask) -> NearestFaces:
 
 def _merged(results: Sequence[NearestFaces], k: int) -> NearestFaces:
     """Return the k nearest faces of several results; ties in ascending order of ids."""
-    results = [result for result in results if result.faces.shape[1]] or results[:1]
-    similarities = np.concatenate([result.similarities for result in results], axis=1)
-    faces = np.concatenate([result.faces for result in results], axis=1)
-    subjects = np.concatenate([result.subjects for result in results], axis=1)
-    order = np.lexsort((faces, -similarities), axis=1)[:, :k]
+    found = _concatenated([result for result in results if result.faces.shape[1]] or results[:1])
+    order = np.lexsort((found.faces, -found.similarities), axis=1)[:, :k]
     queries = np.arange(len(order))[:, None]
-    similarities, faces, subjects = (array[queries, order] for array in (similarities, faces, subjects))
-    excluded = similarities == -np.inf
-    faces[excluded] = subjects[excluded] = -1
-    return NearestFaces(similarities, faces, subjects)
+    nearest = NearestFaces(
+        found.similarities[queries, order], found.faces[queries, order], found.subjects[queries, order]
+    )
+    excluded = nearest.similarities == -np.inf
+    nearest.faces[excluded] = nearest.subjects[excluded] = -1
+    return nearest
+
+
+def _concatenated(results: Sequence[NearestFaces]) -> NearestFaces:
+    if len(results) == 1:
+        return results[0]
+    return NearestFaces(
+        np.concatenate([result.similarities for result in results], axis=1),
+        np.concatenate([result.faces for result in results], axis=1),
+        np.concatenate([result.subjects for result in results], axis=1),
+    )
