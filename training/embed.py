@@ -33,7 +33,8 @@ from training.datasets.faces import draw_pairs, rows_of
 from training.datasets.images import ImageSet, Indices, load
 from training.losses import metric_learning, mining
 from training.losses.recipe_losses import contrastive_loss, triplet_loss
-from training.metrics.embedding import embed_rows, embedding_runtime
+from training.metrics.classification import evaluation_runtime
+from training.metrics.embedding import embed_rows
 from training.metrics.verification import Scores, cross_validated_accuracy
 from training.recipe.config import exported, teacher_files
 from training.recipe.embed_config import EmbedRecipe
@@ -193,7 +194,7 @@ class EmbeddingTask:
         if recipe.model.trained < 1:
             state = interpolate(_initial_embedder(recipe, self.config).state_dict(), state, recipe.model.trained)
         network.load_state_dict(state)
-        similarities = self.similarities(embedding_runtime(network, self.accelerator.device))
+        similarities = self.similarities(evaluation_runtime(network, self.accelerator.device))
         mated = self._pairs.mated
         scores = Scores.of(similarities, mated)
         # Over ten folds, with as many non-mated pairs as mated ones.

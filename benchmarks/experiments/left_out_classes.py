@@ -15,13 +15,12 @@ import typer
 from accelerate import Accelerator  # type: ignore[import-untyped]
 
 from models import checkpoint
-from models.runtime import prepare
 from training.classify import ClassificationTask
 from training.core.errors import exit_on_error
 from training.core.export import begin, export
 from training.core.trainer import fit
 from training.datasets.images import ImageSet, load
-from training.metrics.classification import predict
+from training.metrics.classification import evaluation_runtime, predict
 from training.metrics.rejection import scores, separation
 from training.recipe.config import Recipe, read_recipe
 
@@ -53,7 +52,7 @@ def main(
         card = export(task, run, progress)
         assert card is not None
         module, _ = checkpoint.load(run.folder / "export" / recipe.name)
-    runtime, is_foreign = prepare(module), np.isin(test.labels, left_out)
+    runtime, is_foreign = evaluation_runtime(module), np.isin(test.labels, left_out)
     logits = predict(runtime, test, np.arange(len(test.labels)), recipe.preprocess)[0].double().numpy()
     own = without(test, left_out)
     accuracy = float((logits[~is_foreign].argmax(axis=1) == own.labels).mean())

@@ -6,31 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import checkpoint, imported_runtime
 from models.card import ModelCard
 from models.imported_runtime import is_imported
 from models.openvino_runtime import OpenVinoInt8Runtime
 from models.preprocess import Preprocess
-from models.runtime import Runtime, prepare
+from models.runtime import Runtime
 from models.tta import Tta
 from training.core import weights
 from training.core.errors import DataError
 from training.datasets.images import ImageSet, Indices
 from training.losses.metric_learning import unit
-from training.metrics.classification import predict
+from training.metrics.classification import evaluation_runtime, predict
 from training.recipe.config import runs_folder
-
-
-def embedding_runtime(network: nn.Module, device: torch.device | None = None) -> Runtime:
-    """Return a runtime for `network` with channels_last weights, which take a third of the time on a CPU.
-
-    The layout of the network itself changes, so do not pass one that is still being trained.
-    """
-    return prepare(network.to(memory_format=torch.channels_last), device)
 
 
 def load_embedder(folder: Path) -> tuple[Runtime, ModelCard]:
@@ -42,7 +33,7 @@ def load_embedder(folder: Path) -> tuple[Runtime, ModelCard]:
     if is_imported(weights.read_card(folder, "embed")):
         return imported_runtime.load(folder)
     network, card = weights.load(folder, "embed")
-    return embedding_runtime(network), card
+    return evaluation_runtime(network), card
 
 
 def load_int8_embedder(folder: Path) -> tuple[Runtime, ModelCard]:

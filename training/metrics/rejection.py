@@ -13,12 +13,12 @@ from models import checkpoint
 from models.card import Metric, ModelCard
 from models.preprocess import Preprocess
 from models.rejection import Rejection, energies, fit_rejection
-from models.runtime import Runtime, prepare
+from models.runtime import Runtime
 from training.core import weights
 from training.core.errors import DataError
 from training.datasets.batches import stratified_sample, stratified_split
 from training.datasets.images import ImageSet, Indices, load
-from training.metrics.classification import predict
+from training.metrics.classification import evaluation_runtime, predict
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def calibrate_rejection(folder: Path, dataset: str) -> Rejection:
     module, card = weights.load(folder, "classify")
     images = load(dataset, "train", card.preprocess)
     rows = held_out_rows(card, dataset, images)
-    logits = predict(prepare(module), images, rows, card.preprocess)[0].numpy()
+    logits = predict(evaluation_runtime(module), images, rows, card.preprocess)[0].numpy()
     rejection = fit_rejection(logits, f"{dataset} train ({len(rows):,} not trained on)")
     checkpoint.write_card(folder, card.model_copy(update={"rejection": rejection}))
     return rejection
@@ -89,7 +89,7 @@ def measure_rejection(folder: Path, dataset: str, foreign: Sequence[str]) -> lis
     module, card = weights.load(folder, "classify")
     if card.rejection is None:
         raise DataError(f"{folder} is not calibrated: run python -m training.calibrate {folder} --data {dataset}")
-    runtime = prepare(module)
+    runtime = evaluation_runtime(module)
     own, where = _test_logits(runtime, dataset, card.preprocess)
     accepted = float((energies(own) <= card.rejection.threshold(REPORTED_SHARE)).mean())
     metrics = [Metric(name=f"accepted@reject={REPORTED_SHARE}", value=accepted, data=where)]
