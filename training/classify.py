@@ -26,6 +26,7 @@ from models.tta import VIEWS, Tta
 from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.initialise import PretrainedFeatures, initialise_as_identity, set_norms, whiten
 from training.core.seeds import derive
+from training.core.teacher import Teacher
 from training.core.trainer import Learner, gather_rows
 from training.datasets.augment import augment, blend, channel_statistics, first_flips, mirror
 from training.datasets.batches import Batches, stratified_sample, stratified_split
@@ -48,6 +49,7 @@ class ClassificationTask:
         sizes = {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels}
         self.config = configure(recipe.model.architecture, start | recipe.model.config | sizes)
         self.accelerator = accelerator
+        self.teacher = Teacher(recipe, images.classes, accelerator) if recipe.teacher.model else None
         rows, self._held_out = stratified_split(images.labels, recipe.data.validation, recipe.seed)
         self._rows = stratified_sample(images.labels, rows, recipe.data.train, recipe.seed)
         self.held_out_labels = torch.from_numpy(images.labels[self._held_out])
@@ -96,24 +98,32 @@ class ClassificationTask:
         if self.recipe.augment.mixup or self.recipe.augment.cutmix:
             targets = F.one_hot(labels, len(self.images.classes)).float()
             images, targets = blend(images, targets, self.recipe.augment, generator)
+        taught = self.teacher.logits(images) if self.teacher else None
         images = self._learner.arrange(self.recipe.preprocess.normalise(images.movedim(1, -1)))
         self._learner.model.train()
         if self.recipe.model.freeze:
             self._features.eval()  # batch norms keep their statistics, and nothing is dropped out
-        logits, loss = self._logits_and_loss(images, targets)
+        logits, loss = self._logits_and_loss(images, targets, taught)
         self._learner.update(loss)
         return {"loss": loss.detach(), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
-    def _logits_and_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits_and_loss(self, images: Tensor, targets: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the classifier's logits, and its loss plus the weighted losses of its auxiliary classifiers, if any.
+
+        `targets` are labels [N] or shares of classes [N, K], `taught` the teacher's logits [N, K], if there is one.
 
         Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
         """
         train, model = self.recipe.train, self._learner.model
         outputs = model(images, auxiliary=True) if has_auxiliary(self.config) else (model(images),)
-        main, *auxiliary = (
-            F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing) for logits in outputs
-        )
+
+        def loss(logits: Tensor) -> Tensor:
+            labelled = F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+            if self.teacher is None or taught is None:
+                return labelled
+            return self.teacher.loss(logits, taught, labelled)
+
+        main, *auxiliary = map(loss, outputs)
         return outputs[0], main + train.auxiliary_weight * sum(auxiliary)
 
     def validate(self) -> Mapping[str, float]:
@@ -177,15 +187,19 @@ class ClassificationTask:
         return network, config
 
     def _provenance(self) -> dict[str, str]:
-        """Add the data and licence of the pretrained model to those that the recipe states."""
+        """Add the data and licences of the pretrained model and the teacher to those that the recipe states."""
         section = self.recipe.card
-        if not self.pretrained:
-            return {}
-        card = self.pretrained.card
-        return {
-            "data": f"{section.data}; started from {card.name} {card.version}, trained on: {card.data}",
-            "license": f"{section.license}; of {card.name}, which it started from: {card.license}",
-        }
+        data, license = section.data, section.license
+        sources = (
+            (self.pretrained, "started from", "which it started from"),
+            (self.teacher, "taught by", "which taught it"),
+        )
+        for source, verb, clause in sources:
+            if source is not None:
+                card = source.card
+                data += f"; {verb} {card.name} {card.version}, trained on: {card.data}"
+                license += f"; of {card.name}, {clause}: {card.license}"
+        return {"data": data, "license": license}
 
 
 def has_auxiliary(config: Any) -> bool:

@@ -84,9 +84,11 @@ def test_the_shipped_queue_names_every_model_that_is_trained_here() -> None:
     assert shipped <= set(names) - stages
     # What a model starts from, is taught by or is judged by comes before it.
     for entry in entries:
-        recipe = entry.read()
+        recipe = entry.read().model_dump()
         before = names[: names.index(entry.name)]
-        needed = {getattr(recipe.model, "init", ""), getattr(getattr(recipe, "loss", None), "teacher", "")}
+        needed = {recipe["model"].get("init", ""), recipe.get("loss", {}).get("teacher", "")}
+        folders = [recipe["model"].get("start", ""), recipe.get("teacher", {}).get("model", "")]
+        needed |= {Path(folder).name for folder in folders}
         needed |= {Path(part).name for part in entry.evaluate if part.startswith("weights/")}
         assert needed & set(names) <= set(before), entry.name
 

@@ -189,6 +189,18 @@ def refuse_classifier_settings(train: TrainSection, augment: AugmentSection | No
     refuse((chosen != "", f"only a classifier's recipe has {chosen}"))
 
 
+class TeacherSection(Section):
+    """The weights folder `model` of a classifier whose logits are learnt besides the labels; "" for no teacher.
+
+    `weight` is the share of its loss, the rest is that of the labels; both softmaxes divide by `temperature`
+    (`training.losses.soft_targets`).
+    """
+
+    model: str = ""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.9
+    temperature: Positive = 4.0
+
+
 class CardSection(Section):
     """Fields of the model card that cannot be computed."""
 
@@ -216,6 +228,7 @@ class Recipe(ImageRecipe):
 
     model: ClassifyModelSection
     data: DataSection
+    teacher: TeacherSection = TeacherSection()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
