@@ -129,7 +129,10 @@ def detector_int8(
 def generate(
     folders: Annotated[list[Path], typer.Argument(metavar="WEIGHTS...", help="Folders of generators.")],
     dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
-    judge: Annotated[Path, typer.Option(help="The extractor of features: a classifier or a face embedder.")],
+    judges: Annotated[
+        list[Path],
+        typer.Option("--judge", help="The extractor of features: a classifier or a face embedder; repeatable."),
+    ],
     samples: Annotated[int, typer.Option(min=2, help="Images of each.")] = 10_000,
     held_out: Annotated[int, typer.Option(min=0, help="Test images for a VAE's bounds; 0 for all.")] = 0,
     write: Annotated[Path | None, typer.Option(help="Put generators.md and its pictures into this folder.")] = None,
@@ -137,14 +140,14 @@ def generate(
 ) -> None:
     """Measure Frechet distance, precision, recall and diversity of generated images; bounds on a VAE's likelihood."""
     with exit_on_error():
-        figures = measure_generators.measure(folders, dataset, judge, samples, held_out)
-        text = report_generators.markdown(figures)
+        judged = measure_generators.measure(folders, dataset, judges, samples, held_out)
+        text = report_generators.markdown(judged)
         typer.echo(text)
         weights = {checkpoint.read_card(folder).name: folder for folder in folders}
         if write is not None:
-            report_generators.publish(figures, text, weights, write)
+            report_generators.publish(dataset, text, weights, write)
         if cards:
-            report_generators.write_cards(figures, weights)
+            report_generators.write_cards(judged, weights)
 
 
 @cli.command()

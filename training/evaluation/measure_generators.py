@@ -6,7 +6,7 @@ Generated and real images are converted to bytes in the generator's size; one ex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -121,6 +121,18 @@ class RealImages:
         return np.asarray(self.train.images[np.sort(chosen)])
 
 
+@dataclass(frozen=True)
+class ImageSets:
+    """The images that extractors judge, and bounds of VAEs on `held_out` test images; by the generator's name."""
+
+    real: RealImages
+    held_out: int
+    floor: Pixels
+    generated: Mapping[str, Samples]
+    ceiling: Pixels
+    bounds: Mapping[str, tuple[float, float] | None]
+
+
 class Reference:
     """The features of the real test images, against which other sets are measured."""
 
@@ -152,68 +164,87 @@ class Reference:
         )
 
 
-def measure(folders: Sequence[Path], dataset: str, judge: Path, samples: int, held_out: int) -> Figures:
-    """Measure `samples` images of each generator, and the bounds of VAEs on `held_out` test images (0: all).
+def measure(
+    folders: Sequence[Path], dataset: str, judges: Sequence[Path], samples: int, held_out: int
+) -> list[Figures]:
+    """Measure `samples` images of each generator by each judge, and bounds of VAEs on `held_out` test images (0: all).
 
     Raises:
         CheckpointError: if a folder has no model. DataError: if a model is not a generator, or has other classes than
-            the extractor; see also `RealImages.load`.
+            an extractor; see also `RealImages.load`.
     """
-    extractor = Extractor(judge)
-    loaded = [_load(folder, extractor) for folder in folders]
+    extractors = [Extractor(judge) for judge in judges]
+    loaded = [_load(folder, extractors) for folder in folders]
 
     def geometry(model: tuple[nn.Module, ModelCard]) -> str:
         return model[1].preprocess.model_dump_json(exclude={"mean", "std"})
 
     groups = [
-        _group(list(members), dataset, extractor, samples, held_out)
+        _groups(list(members), dataset, extractors, samples, held_out)
         for _, members in itertools.groupby(sorted(loaded, key=geometry), key=geometry)
     ]
-    return Figures(dataset, extractor, samples, tuple(groups))
+    by_extractor = zip(*groups, strict=True)
+    return [
+        Figures(dataset, extractor, samples, judged) for extractor, judged in zip(extractors, by_extractor, strict=True)
+    ]
 
 
-def _load(folder: Path, extractor: Extractor) -> tuple[nn.Module, ModelCard]:
+def _load(folder: Path, extractors: Sequence[Extractor]) -> tuple[nn.Module, ModelCard]:
     network, card = checkpoint.load(folder)
     if not isinstance(network, SupportsDecode):
         raise DataError(f"{folder}: a network to {card.task} is not a generator")
-    if card.classes and card.classes != extractor.card.classes:
-        raise DataError(f"{card.name} has the classes {card.classes}, {extractor.card.name} {extractor.card.classes}")
+    for extractor in extractors:
+        if card.classes and card.classes != extractor.card.classes:
+            raise DataError(
+                f"{card.name} has the classes {card.classes}, {extractor.card.name} {extractor.card.classes}"
+            )
     return network, card
 
 
-def _group(
-    members: Sequence[tuple[nn.Module, ModelCard]], dataset: str, extractor: Extractor, samples: int, held_out: int
-) -> Group:
+def _groups(
+    members: Sequence[tuple[nn.Module, ModelCard]],
+    dataset: str,
+    extractors: Sequence[Extractor],
+    samples: int,
+    held_out: int,
+) -> list[Group]:
+    """Return the figures of generators with the same preprocessing by each extractor."""
     preprocess = members[0][1].preprocess
     real = RealImages.load(dataset, preprocess)
-    reference = Reference(extractor(np.asarray(real.test.images[real.test_rows])))
     rows = real.test_rows[: held_out or None]
+    sets = ImageSets(
+        real=real,
+        held_out=len(rows),
+        floor=real.training_sample(samples),
+        generated={card.name: draw(network, card, samples, SEED) for network, card in members},
+        ceiling=gaussian(real.train, real.train_rows, samples, SEED),
+        bounds={card.name: held_out_bounds(network, card, real, rows) for network, card in members},
+    )
+    return [_judge(extractor, preprocess, sets) for extractor in extractors]
+
+
+def _judge(extractor: Extractor, preprocess: Preprocess, sets: ImageSets) -> Group:
+    real = sets.real
+    has_classes = extractor.card.classes == real.test.classes
+
+    def extract(pixels: Pixels) -> ExtractedFeatures:
+        features, probabilities = extractor(pixels)
+        # Those of other classes say nothing about these images.
+        return ExtractedFeatures(features, probabilities if has_classes else probabilities[:, :0])
+
+    reference = Reference(extract(np.asarray(real.test.images[real.test_rows])))
+    generators = (
+        replace(reference.compare(name, extract(samples.pixels), samples.labels), bounds=sets.bounds[name])
+        for name, samples in sets.generated.items()
+    )
     return Group(
         preprocess=preprocess,
         test=len(real.test_rows),
-        held_out=len(rows),
-        floor=reference.compare("real training images", extractor(real.training_sample(samples))),
-        generators=tuple(
-            _measure(network, card, reference, extractor, samples, (real, rows)) for network, card in members
-        ),
-        ceiling=reference.compare(
-            "Gaussian of pixels", extractor(gaussian(real.train, real.train_rows, samples, SEED))
-        ),
+        held_out=sets.held_out,
+        floor=reference.compare("real training images", extract(sets.floor)),
+        generators=tuple(generators),
+        ceiling=reference.compare("Gaussian of pixels", extract(sets.ceiling)),
     )
-
-
-def _measure(
-    network: nn.Module,
-    card: ModelCard,
-    reference: Reference,
-    extractor: Extractor,
-    samples: int,
-    held_out: tuple[RealImages, Indices],
-) -> Quality:
-    generated = draw(network, card, samples, SEED)
-    quality = reference.compare(card.name, extractor(generated.pixels), generated.labels)
-    bounds = held_out_bounds(network, card, *held_out) if isinstance(network, VAE) else None
-    return replace(quality, bounds=bounds)
 
 
 def draw(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None = None) -> Samples:
@@ -253,11 +284,13 @@ def gaussian(dataset: ImageSet, rows: Indices, count: int, seed: int) -> Pixels:
     return samples.round().clip(0, 255).astype(np.uint8).reshape(count, *shape)
 
 
-def held_out_bounds(vae: VAE, card: ModelCard, real: RealImages, rows: Indices) -> tuple[float, float]:
-    """Return the mean ELBO and the mean IWAE-`IMPORTANCE_SAMPLES` of the test images `rows`, in nats."""
+def held_out_bounds(network: nn.Module, card: ModelCard, real: RealImages, rows: Indices) -> tuple[float, float] | None:
+    """Return a VAE's mean ELBO and mean IWAE-`IMPORTANCE_SAMPLES` of the test images `rows`, in nats."""
+    if not isinstance(network, VAE):
+        return None
     batch = card.preprocess.normalise(torch.from_numpy(np.asarray(real.test.images[rows])))
     labels = one_hot(torch.from_numpy(real.test.labels[rows]), len(card.classes))
-    bounds = likelihood.bounds(vae, batch, labels, IMPORTANCE_SAMPLES, SEED)
+    bounds = likelihood.bounds(network, batch, labels, IMPORTANCE_SAMPLES, SEED)
     return float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())
 
 

@@ -14,23 +14,25 @@ from training.evaluation.markdown import put, table
 from training.evaluation.measure_generators import IMPORTANCE_SAMPLES, SEED, Figures, Group, Quality, card_metrics, draw
 from training.metrics.contact_sheet import sheet
 
-_SHEET = 10  # images in a row, and rows
+_SHEET = 10  # images in a row
+_UNLABELLED = 8  # the same without classes, and as many rows
 _SHEET_WIDTH = 600  # approximately, in pixels
 
 
-def markdown(figures: Figures) -> str:
-    """Return a table for each image size, after an explanation."""
-    names = [quality.name for group in figures.groups for quality in group.generators]
+def markdown(judged: Sequence[Figures]) -> str:
+    """Return an explanation, and for each judge of the same images a table for each image size."""
+    names = [quality.name for group in judged[0].groups for quality in group.generators]
     command = f"python -m training.evaluate generate {' '.join(f'weights/{name}' for name in names)}"
-    card = figures.extractor.card
+    judges = " ".join(f"--judge weights/{figures.extractor.card.name}" for figures in judged)
     about = f"""\
-By `{command} --data {figures.dataset} --judge weights/{card.name}`: {figures.samples:,} images of each, evaluated by
-`{card.name}`, version {card.version}, against the real test images. The first row is real images of the training split,
+By `{command} --data {judged[0].dataset} {judges}`: {judged[0].samples:,} images of each,
+against the real test images. The first row is real images of the training split,
 which no generator can exceed by much; the last is a Gaussian with the mean and the covariance of the training images'
 pixels. Distance within a class: between two images classified as the same class, divided by that between two real
 images; the mean over classes, and the minimum. Precision is the share of generated images inside the manifold of real
 images, recall the share of real images inside the manifold of generated ones (3 neighbours)."""
-    return "\n\n".join([about, *(_table(figures, group) for group in figures.groups), _sheets(names)])
+    tables = [_table(figures, group) for figures in judged for group in figures.groups]
+    return "\n\n".join([about, *tables, _sheets(names)])
 
 
 def _table(figures: Figures, group: Group) -> str:
@@ -49,7 +51,8 @@ def _table(figures: Figures, group: Group) -> str:
     }
     kept = {head: cells for head, cells in columns.items() if any(cells)}
     height, width = group.preprocess.size
-    about = f"Images of {width}x{height} against {group.test:,} real ones"
+    card = figures.extractor.card
+    about = f"By `{card.name}`, version {card.version}: images of {width}x{height} against {group.test:,} real ones"
     if any(row.bounds for row in rows):
         about += f"; ELBO and IWAE-{IMPORTANCE_SAMPLES} of {group.held_out:,} of them, in nats an image"
     cells = zip([row.name for row in rows], *kept.values(), strict=True)
@@ -70,13 +73,13 @@ def _sheets(names: Sequence[str]) -> str:
     return "\n\n".join([f"The first samples of seed {SEED}; for conditional models, a row for each class.", *links])
 
 
-def publish(figures: Figures, text: str, weights: Mapping[str, Path], folder: Path) -> None:
+def publish(dataset: str, text: str, weights: Mapping[str, Path], folder: Path) -> None:
     """Write the data set's part of generators.md, and pictures/samples-*.png; `weights` by name.
 
     Raises:
         DataError: see `put`.
     """
-    put(folder / "generators.md", f"generators-{figures.dataset}", text, heading="Generators")
+    put(folder / "generators.md", f"generators-{dataset}", text, heading="Generators")
     for name, path in weights.items():
         write_atomically(folder / "pictures" / f"samples-{name}.png", draw_sheet(path))
 
@@ -84,14 +87,15 @@ def publish(figures: Figures, text: str, weights: Mapping[str, Path], folder: Pa
 def draw_sheet(weights: Path) -> bytes:
     """Return a PNG of the first samples of a generator, with a row for each class, if any."""
     network, card = checkpoint.load(weights)
-    rows = len(card.classes) or _SHEET
-    labels = torch.arange(rows).repeat_interleave(_SHEET) if card.classes else None
-    pixels = draw(network, card, rows * _SHEET, SEED, labels).pixels
-    return sheet(pixels, _SHEET, scale=max(1, _SHEET_WIDTH // (_SHEET * card.preprocess.size[1])))
+    columns, rows = (_SHEET, len(card.classes)) if card.classes else (_UNLABELLED, _UNLABELLED)
+    labels = torch.arange(rows).repeat_interleave(columns) if card.classes else None
+    pixels = draw(network, card, rows * columns, SEED, labels).pixels
+    return sheet(pixels, columns, scale=max(1, _SHEET_WIDTH // (columns * card.preprocess.size[1])))
 
 
-def write_cards(figures: Figures, weights: Mapping[str, Path]) -> None:
+def write_cards(judged: Sequence[Figures], weights: Mapping[str, Path]) -> None:
     """Write the figures into the generators' cards; `weights` by name."""
-    for group in figures.groups:
-        for quality in group.generators:
-            update_metrics(weights[quality.name], card_metrics(figures, group, quality))
+    for figures in judged:
+        for group in figures.groups:
+            for quality in group.generators:
+                update_metrics(weights[quality.name], card_metrics(figures, group, quality))

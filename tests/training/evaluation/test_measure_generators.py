@@ -52,7 +52,7 @@ def run(studio: Path, *options: str, names: tuple[str, ...] = ("labelled", "half
 
 
 def test_figures_are_those_of_a_plain_computation(studio: Path) -> None:
-    figures = measure([studio / "labelled"], "strokes", studio / "judge", samples=40, held_out=5)
+    (figures,) = measure([studio / "labelled"], "strokes", [studio / "judge"], samples=40, held_out=5)
     (group,) = figures.groups
     (result,) = group.generators
     network, card = checkpoint.load(studio / "labelled")
@@ -85,7 +85,8 @@ def test_figures_are_those_of_a_plain_computation(studio: Path) -> None:
 
 def test_real_images_score_better_than_a_gaussian(studio: Path) -> None:
     save(studio / "sharp", "lenet5-relu", {"num_classes": 3}, task="classify", classes=CLASSES)
-    (group,) = measure([studio / "half"], "strokes", studio / "sharp", samples=60, held_out=1).groups
+    (figures,) = measure([studio / "half"], "strokes", [studio / "sharp"], samples=60, held_out=1)
+    (group,) = figures.groups
     assert group.floor.frechet < group.ceiling.frechet
     assert group.floor.frechet < group.generators[0].frechet
     assert group.floor.manifolds.recall > group.generators[0].manifolds.recall
@@ -159,10 +160,10 @@ def test_the_command_writes_a_page_sheets_and_cards(studio: Path, folders: Path)
     assert "Frechet distance (judge features)" in text
     tables = [part for part in text.split("\n\n") if part.startswith("| images |")]
     assert [table.count("\n") for table in tables] == [4, 4]  # a head, a line, and three rows
-    for name, (columns, lines, side) in {"labelled": (10, 3, 28), "half": (10, 10, 16)}.items():
+    for name, (columns, lines, side) in {"labelled": (10, 3, 28), "half": (8, 8, 16)}.items():
         assert f"pictures/samples-{name}.png" in text
         with Image.open(page.parent / "pictures" / f"samples-{name}.png") as picture:
-            scale = 600 // (10 * side)
+            scale = 600 // (columns * side)
             assert picture.size == (scale * (columns * (side + 2) - 2), scale * (lines * (side + 2) - 2))
     first = checkpoint.read_card(studio / "labelled")
     names = [metric.name for metric in first.metrics]
@@ -190,15 +191,19 @@ def test_nothing_is_written_without_options(studio: Path) -> None:
     assert checkpoint.read_card(studio / "half") == before
 
 
-def test_table_of_an_embedder_has_no_class_columns(studio: Path) -> None:
+def test_only_a_judge_of_the_same_classes_has_columns_of_classes(studio: Path) -> None:
     colour = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(127.5,) * 3)
     config = {"backbone": "resnet20", "backbone_config": {"widths": [4, 4, 4]}, "image_size": 32, "dimensions": 8}
     save(studio / "eye", "embedder", config, task="embed", preprocess=colour)
-    figures = measure([studio / "half"], "strokes", studio / "eye", samples=30, held_out=2)
-    table = markdown(figures)
-    assert "Frechet distance (eye features)" in table
-    assert "classified as requested" not in table
-    assert "Inception score" not in table
+    save(studio / "other", "lenet5-relu", {"num_classes": 3}, task="classify", classes=("red", "black", "wood"))
+    judges = [studio / name for name in ("judge", "eye", "other")]
+    judged = measure([studio / "half"], "strokes", judges, samples=30, held_out=2)
+    assert [figures.groups[0].generators[0].inception is None for figures in judged] == [False, True, True]
+    (alone,) = measure([studio / "half"], "strokes", judges[1:2], samples=30, held_out=2)
+    assert judged[1].groups == alone.groups
+    table = markdown(judged)
+    assert table.count("Frechet distance (eye features)") == 1
+    assert table.count("Inception score") == table.count("shares of classes") == 1
 
 
 def test_non_generators_and_other_classes_are_refused(studio: Path) -> None:
@@ -208,7 +213,7 @@ def test_non_generators_and_other_classes_are_refused(studio: Path) -> None:
     other = ("red", "black", "wood")
     save(studio / "other", "lenet5-relu", {"num_classes": 3}, task="classify", classes=other)
     with pytest.raises(DataError, match="labelled has the classes"):
-        measure([studio / "labelled"], "strokes", studio / "other", samples=5, held_out=1)
+        measure([studio / "labelled"], "strokes", [studio / "other"], samples=5, held_out=1)
 
 
 def test_contact_sheet_places_each_image(studio: Path) -> None:
