@@ -9,7 +9,12 @@ COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-emit-ind
 IMPORTED := efficientnet-lite0 centerface
 INT8 := $(wildcard $(foreach name,$(IMPORTED),weights/$(name)/int8.json))
 
-.PHONY: install serve test test-slow check lint sbom weights audit bench docs docker lock clean
+# The generators of docs/generators.md, and the judges of those of faces.
+DIGITS := cvae-mnist gan-mnist wgan-mnist
+FACES := vae-faces wgan-faces
+JUDGES := --judge weights/mobilefacenet --judge weights/efficientnet-lite0
+
+.PHONY: install serve test test-slow check lint sbom weights audit bench docs pages docker lock clean
 
 install: .venv/dev.stamp ## install all dependencies: service, training, tests
 
@@ -50,6 +55,14 @@ bench: .venv/dev.stamp ## a running service (make serve) against its peers and l
 docs: .venv/dev.stamp ## regenerate the pages and diagrams that come from the code and the cards
 	$(BIN)/python -m training.evaluation.report_models docs/models.md
 	$(BIN)/python docs/draw_architecture.py
+
+pages: .venv/dev.stamp ## measure the shipped networks, and write the figures into pages, pictures and cards: hours of an idle machine
+	$(BIN)/python -m training.evaluate compare --data cifar10 --write docs
+	$(BIN)/python -m training.evaluate generate $(addprefix weights/,$(DIGITS)) --data mnist --judge weights/judge-mnist --write docs --cards
+	$(BIN)/python -m training.evaluate generate $(addprefix weights/,$(FACES)) --data faces $(JUDGES) --held-out 1000 --write docs --cards
+	$(BIN)/python -m benchmarks.models.denoising run
+	$(BIN)/python -m benchmarks.models.denoising report
+	$(MAKE) docs
 
 docker: ## build the image vestibule:latest
 	docker build --tag vestibule .

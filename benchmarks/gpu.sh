@@ -39,13 +39,13 @@ train() { # name, then what a GPU has time for
         python3 -m benchmarks.serving.peers run --only vestibule --results "$results"
         python3 -m benchmarks.serving.peers limit --results "$results"
     fi
+    train efficientnet-cifar10
     # The same blocks as the recipe's with more of them, at the resolution and widths of the papers' CIFAR networks.
     train resnet-cifar10 --set 'model.config={depths=[2,2,2],widths=[64,128,256],stem="small",shortcut="projection"}'
     train vgg-cifar10 --set \
         'model.config={stages=[[64,64],[128,128],[256,256,256],[512]],hidden=[],pool_size=1,dropout=0.0}'
     train densenet-cifar10 --set 'model.config={depths=[16,16,16],growth=24,stem="small",stem_channels=48}'
     train inception-cifar10
-    train efficientnet-cifar10
     train alexnet-cifar10
     python3 -m training.evaluate compare --data cifar10 --weights "$results/weights" | tee "$results/zoo.md"
 } 2>&1 | tee "$results/gpu.log"

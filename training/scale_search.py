@@ -1,6 +1,7 @@
 """Find the best way to double the cost of an EfficientNet: more depth, width or resolution.
 
-`python -m training.scale_search training/recipes/efficientnet-cifar10.toml --epochs 3 --train-limit 10000 --out docs`
+`python -m training.scale_search benchmarks/experiments/scale-search-cifar10.toml --epochs 5 --train-limit 5000
+--step .2 --out docs`
 
 Step 1 of section 3.3 of Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
 2019: with the compound coefficient phi at 1, a grid search for alpha (depth), beta (width) and gamma (resolution), all
@@ -287,7 +288,7 @@ def draw(search: ScaleSearch, results: Sequence[Result]) -> bytes:
     """Return a PNG of accuracy over MACs with the best reward marked, and the line of equal reward."""
     best = results[0]
     figure, axes = blank(
-        f"Doubling the cost of {search.base.name}: accuracy by scaling factors",
+        f"Doubling the cost of {search.base.name}",
         "labels: factors of depth, width, resolution; line: the same reward as the best",
         "MACs per image, millions",
         "validation accuracy, %",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from models import checkpoint
 from training.core.errors import DataError
 from training.evaluation import report_models
 from training.evaluation.markdown import replaced
@@ -17,6 +19,7 @@ from training.evaluation.report_models import PART, markdown, shipped
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS, PAGE = ROOT / "weights", ROOT / "docs" / "models.md"
+README = ROOT / "README.md"
 
 
 def test_page_agrees_with_the_cards() -> None:
@@ -30,6 +33,22 @@ def test_page_lists_every_model_in_git() -> None:
         pytest.skip("no git here")
     tracked = {Path(line).parts[1] for line in listed.stdout.splitlines() if line.endswith("card.json")}
     assert tracked <= {folder.name for folder in shipped(WEIGHTS)}, "weights/LICENSES.md names every shipped model"
+
+
+def test_accuracies_in_the_readme_are_those_of_the_cards() -> None:
+    rows = re.findall(r"^\| `([\w-]+)`[^|]*\|[^|]*\| ([\d.]+)[^|(]*(?:\(([\d.]+))?", README.read_text(), re.MULTILINE)
+    checked = set()
+    for name, accuracy, augmented in rows:
+        measured = {
+            metric.name: f"{metric.value:.4f}"
+            for metric in checkpoint.read_card(WEIGHTS / name).metrics
+            if " test (" in metric.data
+        }
+        if "accuracy" in measured:
+            assert accuracy == measured["accuracy"], name
+            assert augmented in ("", measured.get("accuracy_tta", "")), name
+            checked.add(name)
+    assert len(checked) == 10
 
 
 @pytest.fixture
