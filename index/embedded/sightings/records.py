@@ -56,7 +56,7 @@ def _sighting(cipher: Cipher, row: Row) -> Sighting:
         id=number,
         token=token,
         collection=collection,
-        subject=None if subject[0] is None else subject_records.read_subject(cipher, tuple(subject)),
+        subject=None if subject[0] is None else subject_records.read_subject(cipher, subject),
         created_at=created_at,
         expires_at=expires_at,
         has_crop=bool(has_crop),

@@ -63,7 +63,7 @@ def owners(db: apsw.Connection, cipher: Cipher, faces: Sequence[int]) -> dict[in
     for start in range(0, len(faces), _OWNERS_BATCH):
         batch = faces[start : start + _OWNERS_BATCH]
         for face, token, *columns in db.execute(_OWNERS % ",".join(["(?)"] * len(batch)), batch):
-            subjects[face] = token, subject_records.read_subject(cipher, tuple(columns))
+            subjects[face] = token, subject_records.read_subject(cipher, columns)
     return subjects
 
 

@@ -258,7 +258,7 @@ class Watcher:
     def version(self) -> int:
         """Return a number that differs after every commit."""
         with self._lock:
-            return int(self._connection.pragma("data_version"))
+            return int(self._connection.execute("PRAGMA data_version").get)
 
 
 @contextmanager

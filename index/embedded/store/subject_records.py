@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,16 +24,17 @@ COLUMNS = (
 _SUBJECT = f"SELECT {COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"  # noqa: S608
 
 
-def read_subject(cipher: Cipher, row: Row) -> Subject:
+def read_subject(cipher: Cipher, row: Sequence[Any]) -> Subject:
     """Return the subject of a row of COLUMNS."""
-    number, *stored, created_at, expires_at = row
-    key, name, metadata = decrypt(cipher, number, *stored)
+    number, key, name, metadata, sealed, created_at, expires_at = row
+    if cipher.encrypted:
+        key, name, metadata = decrypt(cipher, number, key, name, metadata, sealed)
     return Subject(number, key, name, read_object(metadata), created_at, expires_at)
 
 
 def _counted(cipher: Cipher, row: Row) -> CountedSubject:
     *columns, faces = row
-    return CountedSubject(**read_subject(cipher, tuple(columns)).__dict__, faces=faces)
+    return CountedSubject(**read_subject(cipher, columns).__dict__, faces=faces)
 
 
 def encrypt(db: apsw.Connection, cipher: Cipher, rows: Iterable[Row]) -> None:

@@ -48,7 +48,8 @@ class ReadWriteLock:
         finally:
             with self._changed:
                 self._readers -= 1
-                self._changed.notify_all()
+                if not self._readers:
+                    self._changed.notify_all()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -355,7 +356,8 @@ def _merged(results: Sequence[NearestFaces], k: int) -> NearestFaces:
         found.similarities[queries, order], found.faces[queries, order], found.subjects[queries, order]
     )
     excluded = nearest.similarities == -np.inf
-    nearest.faces[excluded] = nearest.subjects[excluded] = -1
+    if excluded.any():
+        nearest.faces[excluded] = nearest.subjects[excluded] = -1
     return nearest
 
 
