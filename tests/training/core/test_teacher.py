@@ -86,6 +86,7 @@ def test_the_student_learns_the_teachers_classes_instead_of_the_labels(workshop:
     assert first.exit_code == 0, first.output
     network, card = checkpoint.load(workshop / "runs/strokes/export/strokes")
     last = list(network.modules())[-1]
+    assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():  # the teacher takes each class for the next
         last.weight.copy_(last.weight.roll(1, 0))
         last.bias.copy_(last.bias.roll(1, 0))
