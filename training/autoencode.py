@@ -5,8 +5,9 @@ Several processes are started as described in `training.classify`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from models.vae import VAEConfig
 from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive, generator
 from training.core.trainer import Learner, gather_rows
+from training.datasets.camera_noise import photograph_each
 from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise, one_hot
 from training.datasets.images import Indices
 from training.losses import generative
@@ -28,6 +30,8 @@ from training.losses.feature_maps import FeatureMaps, perceptual_distance
 from training.recipe.generative_config import AutoencodeRecipe
 
 _ROWS_AT_ONCE = 100
+
+Spoil = Callable[[Tensor, Indices], Tensor]
 
 
 class AutoencodingTask:
@@ -106,27 +110,38 @@ class AutoencodingTask:
     def figures(self, network: nn.Module) -> dict[str, float]:
         """Return figures on the validation images: `psnr` in dB, for a VAE also `elbo` and `kl` in nats.
 
-        Each is a mean over images, then over data sets and noise strengths. If there are several, the PSNR of each
-        follows as `psnr_cifar10_25`. The figures are the same on all processes.
+        Each is a mean over images, then over data sets and kinds of noise. If there are several, the PSNR of each
+        follows as `psnr_cifar10_25` or `psnr_cifar10_camera`. The figures are the same on all processes.
         """
         network.eval()
-        strengths = (0.0,) if self.recipe.noise is None else self.recipe.noise.validation
         means: dict[str, Tensor] = {}
         for dataset in self.datasets:
-            for sigma in strengths:
+            for name, spoil in self._kinds_of_noise().items():
 
-                def compute(positions: Indices, dataset: CroppedImages = dataset, sigma: float = sigma) -> Tensor:
-                    return self._measure(network, dataset, dataset.held_out[positions], sigma)
+                def compute(positions: Indices, dataset: CroppedImages = dataset, spoil: Spoil = spoil) -> Tensor:
+                    return self._measure(network, dataset, dataset.held_out[positions], spoil)
 
-                means[f"psnr_{dataset.name}_{sigma:g}"] = (
+                means[f"psnr_{dataset.name}_{name}"] = (
                     gather_rows(self.accelerator, len(dataset.held_out), compute).double().mean(dim=0)
                 )
         names = ("psnr", "elbo", "kl") if self.variational else ("psnr",)
         figures = dict(zip(names, torch.stack(list(means.values())).mean(dim=0).tolist(), strict=True))
         return figures if len(means) == 1 else figures | {name: float(row[0]) for name, row in means.items()}
 
+    def _kinds_of_noise(self) -> dict[str, Spoil]:
+        """Return functions of the clean images and their rows that return the noisy images of validation, by name."""
+        noise, seed = self.recipe.noise, self.recipe.seed
+        if noise is None:
+            return {"0": lambda clean, _: clean}
+        kinds: dict[str, Spoil] = {
+            f"{sigma:g}": partial(add_fixed_noise, sigma=sigma, seed=seed) for sigma in noise.validation
+        }
+        if noise.camera.share:
+            kinds["camera"] = partial(photograph_each, section=noise.camera, seed=seed)
+        return kinds
+
     @torch.inference_mode()
-    def _measure(self, network: nn.Module, dataset: CroppedImages, rows: Indices, sigma: float) -> Tensor:
+    def _measure(self, network: nn.Module, dataset: CroppedImages, rows: Indices, spoil: Spoil) -> Tensor:
         """Return PSNR, and for a VAE the ELBO by one sample and the KL: [len(rows), 1 or 3]."""
         restore = network if self._unconditional else ReconstructionSubmodel(network)
         columns = []
@@ -134,7 +149,7 @@ class AutoencodingTask:
             chosen = rows[first : first + _ROWS_AT_ONCE]
             clean = dataset.clean(chosen).to(self.accelerator.device)
             labels = self._labels(dataset.set.labels[chosen])
-            noisy = add_fixed_noise(clean, chosen, sigma, self.recipe.seed) if sigma else clean
+            noisy = spoil(clean, chosen)
             restored = restore(noisy if self._unconditional else with_label_planes(noisy, labels)).clamp(0, 1)
             figures = [generative.decibels(generative.squared_error(restored, clean))]
             if self.variational:

@@ -5,8 +5,9 @@
     python -m benchmarks.models.denoising report    from the CSV and the weights: the table and the strips in docs/
 
 White Gaussian noise is added to values in 0..1 and not clipped, as papers measure; every method gets the very same
-float input, a function of the set, sigma and the picture. What comes out is clipped to 0..1. Settings are chosen for
-each set and sigma on `TUNING` training pictures. A row whose weights have changed is measured again.
+float input, a function of the set, the noise and the picture. "camera" are photos as cameras store them instead, with
+the strengths CAMERA. What comes out is clipped to 0..1. Settings are chosen for each set and noise on `TUNING` training
+pictures. A row whose weights have changed is measured again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from models.preprocess import Preprocess
 from training.core.errors import DataError, TrainingError
 from training.core.seeds import derive, generator
 from training.datasets import images as data
+from training.datasets.camera_noise import photograph
 from training.datasets.faces import rows_of
 from training.datasets.protocols import read_lfw
 from training.evaluation import markdown as pages
@@ -40,14 +42,16 @@ from training.metrics.contact_sheet import sheet
 from training.metrics.reconstruction import psnr, ssim
 from training.prepare.face_photos import choose, read_photo
 from training.recipe.config import datasets_folder
+from training.recipe.generative_config import CameraNoiseSection
 
 RESULTS = Path("benchmarks/results/denoising.csv")
 PAGE = Path("docs/denoising.md")
 PICTURES = Path("docs/pictures")
 DETECTOR = Path("weights/centerface")
-COLUMNS = ("set", "sigma", "method", "version", "setting", "pictures", "psnr", "ssim", "standard_error")
+COLUMNS = ("set", "noise", "method", "version", "setting", "pictures", "psnr", "ssim", "standard_error")
 
 SEED, TUNING = 0, 8
+CAMERA = CameraNoiseSection(blur=0.8, shot=3.0, read=15.0, jpeg=50)
 GREY = Preprocess(mode="L", size=(28, 28), mean=(0,), std=(255,))
 SMALL = Preprocess(size=(32, 32), mean=(0, 0, 0), std=(255, 255, 255))
 FACES = Preprocess(size=(112, 112), mean=(0, 0, 0), std=(255, 255, 255))
@@ -57,13 +61,13 @@ cli = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of pictures: `sigmas` on the 0..255 scale, `networks` are names of weights.
+    """A set of pictures. `noises` are sigmas on the 0..255 scale, or "camera"; `networks` are names of weights.
 
     `load` answers `count` test pictures and `TUNING` training pictures, both float64 [N, C, H, W] in 0..1.
     """
 
     name: str
-    sigmas: tuple[float, ...]
+    noises: tuple[str, ...]
     networks: tuple[str, ...]
     count: int
     load: Callable[[int], tuple[Tensor, Tensor]]
@@ -112,27 +116,41 @@ def face(picture: Image.Image, detector: Detector) -> np.ndarray[tuple[int, ...]
 
 
 BENCHMARKS = (
-    Benchmark("mnist", (127.5,), ("denoiser-mnist", "vae-denoiser-mnist"), 200, _classes("mnist", GREY)),
-    Benchmark("cifar10", (15, 25, 50), ("denoiser-photo",), 100, _classes("cifar10", SMALL)),
-    Benchmark("lfw-view1", (15, 25, 50), ("denoiser-photo",), 50, _lfw),
+    Benchmark("mnist", ("127.5",), ("denoiser-mnist", "vae-denoiser-mnist"), 200, _classes("mnist", GREY)),
+    Benchmark("cifar10", ("15", "25", "50", "camera"), ("denoiser-photo",), 100, _classes("cifar10", SMALL)),
+    Benchmark("lfw-view1", ("15", "25", "50", "camera"), ("denoiser-photo",), 50, _lfw),
 )
 
 
-def add_noise(clean: Tensor, sigma: float, *place: str) -> Tensor:
-    """White noise of a standard deviation on the 0..255 scale: a function of place, sigma and the picture's number."""
-    draws = (generator(SEED, "noise", *place, f"{sigma:g}", row) for row in range(len(clean)))
-    noise = torch.stack([torch.randn(clean.shape[1:], generator=draw, dtype=torch.float64) for draw in draws])
-    return clean + noise * sigma / 255
+def spoil(clean: Tensor, noise: str, *place: str) -> Tensor:
+    """Add a noise of `Benchmark.noises`: a function of place, noise and the picture's number."""
+    draws = (generator(SEED, "noise", *place, noise, row) for row in range(len(clean)))
+    if noise == "camera":
+        photos = [photograph(one[None].float(), CAMERA, draw) for one, draw in zip(clean, draws, strict=True)]
+        return torch.cat(photos).double()
+    white = torch.stack([torch.randn(clean.shape[1:], generator=draw, dtype=torch.float64) for draw in draws])
+    return clean + white * float(noise) / 255
 
 
-def measure(method: Method, benchmark: Benchmark, sigma: float, test: Tensor, training: Tensor) -> dict[str, object]:
+def tuned(method: Method, benchmark: Benchmark, noise: str, training: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """The method with its best setting on the training pictures: the setting's name, and a function of noisy pictures.
+
+    It is told the noise's standard deviation; for photos the mean one of the training pictures, since each differs.
+    """
+    noisy = spoil(training, noise, benchmark.name, "tuning")
+    sigma = float((noisy - training).std()) if noise == "camera" else float(noise) / 255
+    setting, restore = method.tuned(noisy, training, sigma)
+    return setting, lambda pictures: restore(pictures, sigma)
+
+
+def measure(method: Method, benchmark: Benchmark, noise: str, test: Tensor, training: Tensor) -> dict[str, object]:
     """A row of the CSV."""
-    setting, restore = method.tuned(add_noise(training, sigma, benchmark.name, "tuning"), training, sigma / 255)
-    restored = restore(add_noise(test, sigma, benchmark.name), sigma / 255).clamp(0, 1)
+    setting, restore = tuned(method, benchmark, noise, training)
+    restored = restore(spoil(test, noise, benchmark.name)).clamp(0, 1)
     decibels = psnr(restored, test)
     return {
         "set": benchmark.name,
-        "sigma": f"{sigma:g}",
+        "noise": noise,
         "method": method.name,
         "version": method.version,
         "setting": setting,
@@ -149,9 +167,9 @@ def methods(benchmark: Benchmark, weights: Path) -> list[Method]:
     return [*classical(), *map(network, present)]
 
 
-def _is_measured(row: dict[str, str], benchmark: Benchmark, sigma: float, method: Method) -> bool:
-    wanted = (benchmark.name, f"{sigma:g}", method.name, method.version, str(benchmark.count))
-    return (row["set"], row["sigma"], row["method"], row["version"], row["pictures"]) == wanted
+def _is_measured(row: dict[str, str], benchmark: Benchmark, noise: str, method: Method) -> bool:
+    wanted = (benchmark.name, noise, method.name, method.version, str(benchmark.count))
+    return (row["set"], row["noise"], row["method"], row["version"], row["pictures"]) == wanted
 
 
 @cli.command()
@@ -170,34 +188,34 @@ def run(
 
 
 def measure_all(benchmark: Benchmark, chosen: Sequence[Method]) -> None:
-    """Those methods at every sigma, but for those that stand in the CSV."""
+    """Those methods with every noise, but for those that stand in the CSV."""
     known = tables.read(RESULTS)
     missing = [
-        (sigma, method)
-        for sigma in benchmark.sigmas
+        (noise, method)
+        for noise in benchmark.noises
         for method in chosen
-        if not any(_is_measured(row, benchmark, sigma, method) for row in known)
+        if not any(_is_measured(row, benchmark, noise, method) for row in known)
     ]
     if not missing:
         return
     test, training = benchmark.load(benchmark.count)
     if len(test) < benchmark.count:
         raise DataError(f"{benchmark.name} has {len(test)} pictures, not {benchmark.count}")
-    for sigma, method in missing:
-        new = measure(method, benchmark, sigma, test, training)
-        same = ("set", "sigma", "method")
+    for noise, method in missing:
+        new = measure(method, benchmark, noise, test, training)
+        same = ("set", "noise", "method")
         kept = [row for row in tables.read(RESULTS) if any(row[key] != new[key] for key in same)]
         tables.write(RESULTS, COLUMNS, [*kept, new])
-        typer.echo(f"{benchmark.name} {sigma:g} {method.name} {new['setting']}: {new['psnr']} dB, {new['ssim']}")
+        typer.echo(f"{benchmark.name} {noise} {method.name} {new['setting']}: {new['psnr']} dB, {new['ssim']}")
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
-    """Markdown: a part for each set and sigma, the methods in order."""
+    """Markdown: a part for each set and noise, the methods in order."""
     order = [method.name for method in classical()] + [name for one in BENCHMARKS for name in one.networks]
     lines = []
     for benchmark in BENCHMARKS:
-        for sigma in benchmark.sigmas:
-            mine = [row for row in rows if (row["set"], row["sigma"]) == (benchmark.name, f"{sigma:g}")]
+        for noise in benchmark.noises:
+            mine = [row for row in rows if (row["set"], row["noise"]) == (benchmark.name, noise)]
             against = {row["method"]: float(row["psnr"]) for row in mine}
             for row in sorted(mine, key=lambda row: order.index(row["method"])):
                 gain = f"{against[row['method']] - against['BM3D']:+.2f}" if "BM3D" in against else ""
@@ -207,21 +225,21 @@ def table(rows: Sequence[dict[str, str]]) -> str:
                     gain,
                     f"{float(row['ssim']):.3f}",
                 ]
-                lines.append([benchmark.name, row["sigma"], row["method"] + setting, row["pictures"], *figures])
-    heads = ["set", "sigma of 255", "method", "pictures", "PSNR, dB", "over BM3D, dB", "SSIM"]
+                lines.append([benchmark.name, row["noise"], row["method"] + setting, row["pictures"], *figures])
+    heads = ["set", "noise (sigma of 255)", "method", "pictures", "PSNR, dB", "over BM3D, dB", "SSIM"]
     return pages.table(heads, lines)
 
 
-def strips(clean: Tensor, benchmark: Benchmark, sigmas: Sequence[float], weights: Path, scale: int) -> bytes:
-    """A PNG, a row for each sigma and picture: the clean one, then each method's, in the table's order."""
+def strips(clean: Tensor, benchmark: Benchmark, noises: Sequence[str], weights: Path, scale: int) -> bytes:
+    """A PNG, a row for each noise and picture: the clean one, then each method's, in the table's order."""
     _, training = benchmark.load(1)
     rows = []
-    for sigma in sigmas:
-        noisy = add_noise(clean, sigma, "strips")
+    for noise in noises:
+        noisy = spoil(clean, noise, "strips")
         answers = [clean]
         for method in methods(benchmark, weights):
-            _, restore = method.tuned(add_noise(training, sigma, benchmark.name, "tuning"), training, sigma / 255)
-            answers.append(restore(noisy, sigma / 255))
+            _, restore = tuned(method, benchmark, noise, training)
+            answers.append(restore(noisy))
         rows.append(torch.stack(answers, dim=1))  # [N, methods, C, H, W]
     pictures = torch.cat(rows).flatten(0, 1)
     pixels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1).numpy()
@@ -243,9 +261,10 @@ def public_faces() -> Tensor:
 def report(weights: Annotated[Path, typer.Option(help="A folder of models.")] = Path("weights")) -> None:
     """Rewrite the table and redraw the strips."""
     digits, _ = BENCHMARKS[0].load(6)
-    write_atomically(PICTURES / "denoising-mnist.png", strips(digits, BENCHMARKS[0], (127.5,), weights, scale=3))
+    write_atomically(PICTURES / "denoising-mnist.png", strips(digits, BENCHMARKS[0], ("127.5",), weights, scale=3))
     write_atomically(
-        PICTURES / "denoising-photo.png", strips(public_faces(), BENCHMARKS[2], (25, 50), weights, scale=1)
+        PICTURES / "denoising-photo.png",
+        strips(public_faces(), BENCHMARKS[2], ("25", "50", "camera"), weights, scale=1),
     )
     pages.put(PAGE, "denoising", table(tables.read(RESULTS)), heading="Denoising")
 

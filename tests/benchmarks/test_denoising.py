@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import tables
 from benchmarks.models import denoisers, denoising
 from benchmarks.models.denoisers import Method, classical, network
-from benchmarks.models.denoising import Benchmark, add_noise, measure, measure_all
+from benchmarks.models.denoising import Benchmark, measure, measure_all, spoil
 from models import checkpoint
 from models.preprocess import Preprocess
 from models.vae import VAE
@@ -32,7 +32,7 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.stack([UNIT(image) for image in strokes(count, seed)[0]]).double()
 
 
-BENCHMARK = Benchmark("strokes", (50,), ("own",), 3, lambda count: (images(count, 1), images(2, 2)))
+BENCHMARK = Benchmark("strokes", ("50",), ("own",), 3, lambda count: (images(count, 1), images(2, 2)))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_classical_methods_help_with_the_best_of_their_settings(name: str, channels: int) -> None:
     clean = images(2).expand(-1, channels, -1, -1)
-    noisy = add_noise(clean, 50, "test")
+    noisy = spoil(clean, "50", "test")
     method = next(method for method in classical() if method.name == name)
     few = Method(name, dict(list(method.candidates.items())[:4]))
     best, restore = few.tuned(noisy, clean, 50 / 255)
@@ -65,7 +65,7 @@ def test_classical_methods_help_with_the_best_of_their_settings(name: str, chann
 @pytest.mark.parametrize("name", ["own", "vae"])
 def test_networks_restore_as_the_module_does(name: str, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoisers, "_ROWS_AT_ONCE", 2)
-    noisy = add_noise(images(3), 50, "test")
+    noisy = spoil(images(3), "50", "test")
     module, card = checkpoint.load(weights / name)
     with torch.inference_mode():
         if isinstance(module, VAE):
@@ -84,7 +84,23 @@ def test_settings_are_chosen_on_training_images_alone() -> None:
         "knows the test": lambda noisy, _: test[: len(noisy)],
         "knows the training": lambda noisy, _: training if len(noisy) == len(training) else noisy,
     }
-    assert measure(Method("x", candidates), BENCHMARK, 50, test, training)["setting"] == "knows the training"
+    assert measure(Method("x", candidates), BENCHMARK, "50", test, training)["setting"] == "knows the training"
+
+
+def test_a_method_is_told_the_mean_deviation_of_photos() -> None:
+    told: list[float] = []
+
+    def restore(noisy: Tensor, sigma: float) -> Tensor:
+        told.append(sigma)
+        return noisy
+
+    test, training = BENCHMARK.load(3)
+    row = measure(Method("x", {"": restore}), BENCHMARK, "camera", test, training)
+    taken, spoilt = spoil(training, "camera", "strokes", "tuning"), spoil(test, "camera", "strokes")
+    assert told == pytest.approx([float((taken - training).std())])
+    assert row["psnr"] == f"{float(psnr(spoilt, test).mean()):.3f}"
+    assert row["noise"] == "camera"
+    assert torch.equal(spoilt[1:2], spoil(test[:2], "camera", "strokes")[1:])
 
 
 def test_only_missing_rows_are_measured(weights: Path) -> None:
@@ -108,7 +124,7 @@ def test_the_commands_write_rows_the_page_and_strips(weights: Path, monkeypatch:
     (row,) = tables.read(denoising.RESULTS)
     test, _ = BENCHMARK.load(3)
     module, _ = checkpoint.load(weights / "own")
-    noisy = add_noise(test, 50, "strokes")
+    noisy = spoil(test, "50", "strokes")
     assert float((noisy - test).std()) == pytest.approx(50 / 255, rel=0.05)
     with torch.inference_mode():
         restored = module(noisy.float()).double().clamp(0, 1)
@@ -118,5 +134,5 @@ def test_the_commands_write_rows_the_page_and_strips(weights: Path, monkeypatch:
     assert {path.name for path in denoising.PICTURES.iterdir()} == {"denoising-mnist.png", "denoising-photo.png"}
     # A row for each sigma and image, a column for each method.
     drawn = np.asarray(Image.open(denoising.PICTURES / "denoising-photo.png"))
-    assert drawn.shape == (4 * 30 - 2, 5 * 30 - 2)
+    assert drawn.shape == (6 * 30 - 2, 5 * 30 - 2)
     assert (drawn[30:58, :28] == (images(2)[1, 0] * 255).round().numpy()).all()

@@ -34,6 +34,7 @@ from training import autoencode
 from training.core.export import begin
 from training.core.run_folder import Run
 from training.core.seeds import generator
+from training.datasets.camera_noise import photograph_each
 from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise
 from training.recipe.config import read_recipe
 from training.recipe.generative_config import AutoencodeRecipe
@@ -150,6 +151,19 @@ def test_denoiser_removes_noise(workshop: Path) -> None:
             assert figures[name] == pytest.approx(psnr(module(noisy), clean), abs=1e-3)
         assert figures[name] > psnr(noisy, clean) + 2
     assert figures["psnr"] == pytest.approx((figures["psnr_strokes_40"] + figures["psnr_strokes_80"]) / 2)
+
+
+def test_denoiser_removes_a_cameras_noise(workshop: Path) -> None:
+    camera = "noise.camera={share=0.5, blur=0.5, shot=8, read=60, jpeg=50}"
+    module, _, figures = trained(workshop, *DENOISER, camera, "train.epochs=8")
+    recipe, pictures = held_out(workshop, *DENOISER, camera)
+    assert recipe.noise is not None
+    assert figures.keys() == {"psnr", "psnr_strokes_40", "psnr_strokes_80", "psnr_strokes_camera"}
+    clean = pictures.clean(pictures.held_out)
+    photos = photograph_each(clean, pictures.held_out, recipe.noise.camera, recipe.seed)
+    with torch.inference_mode():
+        assert figures["psnr_strokes_camera"] == pytest.approx(psnr(module(photos), clean), abs=1e-3)
+    assert figures["psnr_strokes_camera"] > psnr(photos, clean) + 1
 
 
 def test_vae_as_denoiser(workshop: Path) -> None:

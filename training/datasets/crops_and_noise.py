@@ -11,6 +11,7 @@ from training.core.errors import DataError
 from training.core.seeds import derive, generator
 from training.datasets.augment import ChannelStatistics, augment
 from training.datasets.batches import Batches, stratified_split
+from training.datasets.camera_noise import photograph
 from training.datasets.faces import rows_of
 from training.datasets.images import ImageSet, Indices, load
 from training.recipe.config import AugmentSection
@@ -94,13 +95,20 @@ def one_hot(numbers: Tensor, classes: int) -> Tensor:
 
 
 def add_noise(clean: Tensor, section: NoiseSection, draw: torch.Generator) -> Tensor:
-    """Add noise of a random strength to each image [N, C, H, W] in 0..1, and clip a random share of them to 0..1."""
+    """Add noise of a random strength to each image [N, C, H, W] in 0..1, and clip a random share of them to 0..1.
+
+    A random share `section.camera.share` of the images gets a camera's faults instead.
+    """
     low, high = (sigma / 255 for sigma in section.sigma)
     sigma = low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=draw)
     clipped = torch.rand(len(clean), 1, 1, 1, generator=draw) < section.clipped
     noise = torch.randn(clean.shape, generator=draw)
     noisy = clean + (sigma * noise).to(clean.device)
-    return torch.where(clipped.to(clean.device), noisy.clamp(0, 1), noisy)
+    noisy = torch.where(clipped.to(clean.device), noisy.clamp(0, 1), noisy)
+    if section.camera.share:
+        photos = (torch.rand(len(clean), generator=draw) < section.camera.share).to(clean.device)
+        noisy[photos] = photograph(clean[photos], section.camera, draw)
+    return noisy
 
 
 def add_fixed_noise(clean: Tensor, rows: Indices, sigma: float, seed: int) -> Tensor:

@@ -62,17 +62,33 @@ class FeaturesSection(Section):
         return self
 
 
+class CameraNoiseSection(Section):
+    """Photos as cameras store them (`training.datasets.camera_noise`), instead of white noise on a share of the images.
+
+    Each image has its own strengths, up to these: `blur`, the standard deviation of a Gaussian blur in pixels; noise
+    with a variance of `shot` times the value plus `read` squared, on the 0..255 scale; and for half of the images JPEG
+    with a quality of at least `jpeg`.
+    """
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    blur: NotNegative = 0.0
+    shot: NotNegative = 0.0
+    read: NotNegative = 0.0
+    jpeg: Annotated[int, Field(ge=1, le=95)] = 95
+
+
 class NoiseSection(Section):
     """White Gaussian noise on a denoiser's inputs; standard deviations are on the 0..255 scale.
 
     The standard deviation of each image is uniform in `sigma`. A share `clipped` of the images are clipped to 0..255
     afterwards, as in image files; the others are not, as in papers. `validation` lists the noise strengths that are
-    measured, without clipping.
+    measured, without clipping. With `camera`, photos with a camera's faults are measured, too.
     """
 
     sigma: tuple[Grey, Grey]
     clipped: Annotated[float, Field(ge=0, le=1)] = 0.5
     validation: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    camera: CameraNoiseSection = CameraNoiseSection()
 
 
 class RestoreSection(Section):
