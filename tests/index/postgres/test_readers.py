@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from index.postgres.readers import UNREACHABLE
+from index.postgres import readers
+from index.postgres.readers import UNREACHABLE, Reader
 from index.postgres.storage import PostgresStorage
 from index.postgres.store.database import Database
 from index.types import NewFace
@@ -46,3 +47,15 @@ def test_the_primary_answers_in_place_of_readers_that_are_no_standbys(database_u
 def test_a_copy_of_another_gallery_is_no_reader(database_url: str, empty_url: str) -> None:
     with closing(Database(empty_url)), closing(PostgresStorage.open(database_url, readers=[empty_url])) as storage:
         assert storage.warnings() == ["the reader 1 does not have this gallery"]
+
+
+def test_a_reader_that_is_lost_after_its_check_answers_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "CONNECT_S", 0.1)
+    with closing(Database(database_url)) as database:
+        reader = Reader("the reader 1", "postgresql://127.0.0.1:1/x?connect_timeout=1", database)
+        with closing(reader):
+            assert reader.problem is None
+            assert not reader.has_replayed(1, "0/0")
+            assert reader.problem == f"the reader 1 {UNREACHABLE}"
