@@ -15,6 +15,8 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner, Result
 
+from models import checkpoint
+from models.card import Metric
 from models.preprocess import Preprocess
 from models.registry import build
 from models.tta import Tta
@@ -72,6 +74,18 @@ def test_figures_are_those_of_evaluate_and_of_the_files(zoo: Path) -> None:
         assert entry.file_size == len((folder / "model.safetensors").read_bytes())
         assert entry.latency.keys() == TIMED.keys()
         assert min(entry.latency.values()) > 0
+
+
+def test_figures_on_the_card_are_taken_from_there(zoo: Path) -> None:
+    folder = compare.fitting(zoo, "strokes")[0]
+    card = checkpoint.read_card(folder)
+    figures = [
+        Metric(name=name, value=value, data="strokes test (60)")
+        for name, value in {"accuracy": 0.25, "ece": 0.125}.items()
+    ]
+    checkpoint.write_card(folder, card.model_copy(update={"metrics": tuple(figures)}))
+    (entry,) = compare.measure([folder], "strokes", rounds=1)
+    assert (entry.accuracy, entry.accuracy_tta, entry.ece) == (0.25, None, 0.125)
 
 
 def test_latency_is_per_image(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
