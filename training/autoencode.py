@@ -31,6 +31,7 @@ from training.recipe.generative_config import AutoencodeRecipe
 
 _ROWS_AT_ONCE = 100
 
+# Adds noise to clean images [N, C, H, W], whose rows in the data set are [N].
 Spoil = Callable[[Tensor, Indices], Tensor]
 
 

@@ -229,7 +229,7 @@ def _judge(extractor: Extractor, preprocess: Preprocess, sets: ImageSets) -> Gro
 
     def extract(pixels: Pixels) -> ExtractedFeatures:
         features, probabilities = extractor(pixels)
-        # Those of other classes say nothing about these images.
+        # Probabilities of classes that the data set does not have say nothing about its images.
         return ExtractedFeatures(features, probabilities if has_classes else probabilities[:, :0])
 
     reference = Reference(extract(np.asarray(real.test.images[real.test_rows])))

@@ -63,7 +63,8 @@ class FeaturesSection(Section):
 
 
 class CameraNoiseSection(Section):
-    """Photos as cameras store them (`training.datasets.camera_noise`), instead of white noise on a share of the images.
+    """Photos as cameras store them (`training.datasets.camera_noise`): the fraction `share` of the images, without the
+    white noise of the others.
 
     Each image has its own strengths, up to these: `blur`, the standard deviation of a Gaussian blur in pixels; noise
     with a variance of `shot` times the value plus `read` squared, on the 0..255 scale; and for half of the images JPEG

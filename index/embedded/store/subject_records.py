@@ -27,8 +27,7 @@ _SUBJECT = f"SELECT {COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = su
 def read_subject(cipher: Cipher, row: Sequence[Any]) -> Subject:
     """Return the subject of a row of COLUMNS."""
     number, key, name, metadata, sealed, created_at, expires_at = row
-    if cipher.encrypted:
-        key, name, metadata = decrypt(cipher, number, key, name, metadata, sealed)
+    key, name, metadata = decrypt(cipher, number, key, name, metadata, sealed)
     return Subject(number, key, name, read_object(metadata), created_at, expires_at)
 
 
