@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 import time
 from functools import cache
 from typing import NamedTuple
@@ -120,4 +120,4 @@ def _loggable(path: str) -> str:
 def request_id(scope: Scope) -> str:
     """Return the client's `x-request-id` if it is 1 to 64 letters, digits and ._-, else a new id."""
     value: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return value.decode() if _REQUEST_ID.fullmatch(value) else secrets.token_hex(16)
+    return value.decode() if _REQUEST_ID.fullmatch(value) else f"{random.getrandbits(128):032x}"

@@ -2,7 +2,7 @@
 
 The application sees a request only once its head is complete, so only the protocol can limit how slowly a head arrives
 and how much of it httptools buffers. uvicorn sets neither limit. The protocol also refuses requests while the service
-is full, before it starts the application for them.
+is full, before it starts the application for them, and simple ones before it parses them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import Overloaded
 from app.middleware.load_shedding import LoadShedding
+from app.server.simple_requests import simple_request
 from app.settings import Settings
 
 # File descriptors reserved for everything but connections: the gallery's files, models, the listening sockets.
@@ -154,7 +155,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes; limit the size of an incomplete head, and the time until it is complete."""
+        """Parse received bytes; limit the size of an incomplete head, and the time until it is complete.
+
+        A simple request is not parsed while the service is full: that takes longer than all else of its refusal.
+        """
+        if self._refuse_simple(data):
+            return
         self._pending += len(data)
         super().data_received(data)
         if self.transport.is_closing():
@@ -163,6 +169,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._is_idle:
             self._limit_idle_time()
+
+    def _refuse_simple(self, data: bytes) -> bool:
+        """Respond to bytes that are one simple request if the service is full, and return whether it is."""
+        if self._load_shedding is None or not self._load_shedding.is_full:
+            return False
+        if not self._is_idle or self._is_in_message or self._pending:
+            return False
+        scope = simple_request(data)
+        if scope is None or not self._write_refusal(scope, keep_alive=True):
+            return False
+        self._stop_waiting()
+        self.on_response_complete()
+        return True
 
     def framing_head(self) -> bytes:
         """Return a head with the framing of the current request. The parser's callbacks ignore it."""
@@ -225,18 +244,22 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _refuse_overload(self, cycle: RequestResponseCycle) -> bool:
         """Respond to a request if the service is full, and return whether it is."""
-        if self._load_shedding is None:
+        scope = cast("dict[str, Any]", cycle.scope)  # typed key by key
+        if not self._write_refusal(scope, keep_alive=cycle.keep_alive):
             return False
-        refusal = self._load_shedding.refusal(cycle.scope)  # type: ignore[arg-type]  # a dict, typed key by key
+        cycle.response_started = cycle.response_complete = True
+        self._refused_bytes = 0 if cycle.more_body else None
+        return True
+
+    def _write_refusal(self, scope: dict[str, Any], *, keep_alive: bool) -> bool:
+        refusal = self._load_shedding.refusal(scope) if self._load_shedding is not None else None
         if refusal is None:
             return False
         fields, body = refusal
         date = b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
-        connection = b"" if cycle.keep_alive else b"connection: close\r\n"
+        connection = b"" if keep_alive else b"connection: close\r\n"
         self.transport.write(b"".join((STATUS_LINE[Overloaded.status], date, fields, connection, b"\r\n", body)))
-        cycle.response_started = cycle.response_complete = True
-        self._refused_bytes = 0 if cycle.more_body else None
-        if not cycle.keep_alive:
+        if not keep_alive:
             self.transport.close()
         return True
 

@@ -107,6 +107,32 @@ def test_a_refusal_does_not_wait_for_the_body_and_is_counted(full: Address, serv
     assert (value(*names), value(*shed)) == (before[0] + 1, before[1] + 1)
 
 
+@pytest.mark.parametrize("origin", [b"", b"origin: %b\r\n" % ORIGIN.encode()])
+def test_a_refusal_without_the_parser_is_the_same(
+    full: Address, monkeypatch: pytest.MonkeyPatch, origin: bytes
+) -> None:
+    parsed = []
+    begin = http_protocol.LimitedHttpProtocol.on_message_begin
+
+    def on_message_begin(self: http_protocol.LimitedHttpProtocol) -> None:
+        parsed.append(self)
+        begin(self)
+
+    monkeypatch.setattr(http_protocol.LimitedHttpProtocol, "on_message_begin", on_message_begin)
+    request = WITH_BODY.replace(b"host", origin + b"x-request-id: mine\r\nhost")
+    responses = []
+    with socket.create_connection(full) as connection:
+        connection.settimeout(20)
+        for parts in ([request], [request[:-1], request[-1:]], [request]):
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.1)
+            responses.append(re.sub(rb"date: [^\r]+", b"", connection.recv(65536)))
+    assert len(parsed) == 1
+    assert responses[0].startswith(b"HTTP/1.1 429 ")
+    assert responses == [responses[0]] * 3
+
+
 def test_a_refusal_has_the_format_of_its_path_and_the_request_id(full: Address) -> None:
     response, error = ask(full, "POST", "/v2/models/lenet5-mnist/infer", {"x-request-id": "mine"})
     assert (response.status, response.headers["x-request-id"]) == (429, "mine")
