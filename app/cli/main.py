@@ -150,7 +150,6 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
     import uvicorn
 
     from app.server.http_protocol import KEEP_ALIVE_S, LimitedHttpProtocol, accept_more, raise_file_limit
-    from app.timeouts import Timeouts
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
@@ -182,7 +181,6 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
             settings=settings,
             max_connections=connections,
             waiting={},
-            idle_timeouts=Timeouts(KEEP_ALIVE_S),
             load_shedding=app.state.load_shedding,
         ),
         ws="none",
@@ -191,6 +189,7 @@ def _server(app: FastAPI, settings: Settings, ready: Callable[[int], None]) -> u
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.drain_s,
     )
     return Server(config)

@@ -33,7 +33,6 @@ from app.inference.model_manager import ModelManager
 from app.observability import timings
 from app.schemas import Failed
 from app.settings import Settings
-from app.timeouts import Timeouts
 from models.preprocess import Preprocess
 
 S = TypeVar("S")
@@ -65,7 +64,6 @@ class Predictor:
         self.tile_slots = asyncio.Semaphore(MAX_QUEUED_TILES)
         # Two batches, one running and one waiting. More would fill the queue without a gain in speed.
         self._queue_slots = min(2 * settings.max_batch, settings.queue_size)
-        self._deadlines = Timeouts(settings.deadline_s)
 
     def background(self) -> Predictor:
         """Return a predictor whose requests have lower priority than interactive ones."""
@@ -137,7 +135,7 @@ class Predictor:
             DeadlineExceeded: it took longer than the request's deadline allows.
         """
         try:
-            with self._deadlines.limit():
+            async with asyncio.timeout(self.settings.deadline_s):
                 return await work
         except TimeoutError as error:
             raise DeadlineExceeded(f"no result within {self.settings.deadline_s:.0f} s") from error

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.timeouts import Timeout, Timeouts
-
 # For how long a request is processed before its client is watched: watching takes a task, which costs 4 % of a request
 # of one millisecond, and most requests end before.
 WATCH_AFTER_S = 0.1
@@ -24,13 +22,12 @@ class Disconnect:
 
     def __init__(self, app: ASGIApp):
         self.app = app
-        self._before_watching = Timeouts(WATCH_AFTER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; return without a response if the client disconnected."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  a coroutine runs in one
-        client = _Client(receive, self._before_watching, task.cancel)
+        client = _Client(receive, task.cancel)
 
         async def watched_send(message: Message) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -56,18 +53,17 @@ class _Client:
     complete.
     """
 
-    def __init__(self, receive: Receive, before_watching: Timeouts, on_disconnect: Callable[[], object]):
+    def __init__(self, receive: Receive, on_disconnect: Callable[[], object]):
         self._receive = receive
-        self._before_watching = before_watching
         self._on_disconnect = on_disconnect
-        self._starting: Timeout | None = None  # set once the request is complete
+        self._starting: asyncio.TimerHandle | None = None  # set once the request is complete
         self._watching: asyncio.Task[None] | None = None
         self._is_read = False
         self.disconnected = asyncio.Event()
 
     def watch(self) -> None:
-        """Watch for a disconnect, but not at once; the request is complete."""
-        self._starting = self._before_watching.start(self._start)
+        """Watch for a disconnect after WATCH_AFTER_S; the request is complete."""
+        self._starting = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
 
     def stop_watching(self) -> None:
         """Stop watching for a disconnect."""

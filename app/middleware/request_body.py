@@ -23,7 +23,6 @@ from app.errors import (
 from app.middleware.disconnect import is_without_body
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from app.timeouts import TimeLimit, Timeouts
 
 # Seconds within which no body counts as slow: a lost packet is sent again after 0.2 s.
 GRACE_S = 0.3
@@ -41,15 +40,15 @@ _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 class BodyArrival:
-    """The progress of one body. It may take the time `allowed`, and one second more for each `rate` bytes received."""
+    """The progress of one body. It may take `allowed_s` seconds, and one second more for each `rate` bytes received."""
 
-    def __init__(self, allowed: Timeouts, rate: int, clock: Callable[[], float] = time.monotonic):
-        self._allowed = allowed
+    def __init__(self, allowed_s: float, rate: int, clock: Callable[[], float] = time.monotonic):
+        self._allowed_s = allowed_s
         self._rate = rate
         self._clock = clock
         self._started: float | None = None
         self._received = 0
-        self._limit: TimeLimit | None = None
+        self._timeout: asyncio.Timeout | None = None
         self._aborted = False
         self.is_complete = False
 
@@ -69,8 +68,8 @@ class BodyArrival:
     def abort(self) -> None:
         """Stop waiting for the body."""
         self._aborted = True
-        if self._limit is not None:
-            self._limit.end()
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(0.0)
 
     async def next(self, receive: Receive) -> Message:
         """Return the next ASGI message: a part of the body, or a disconnect.
@@ -80,26 +79,21 @@ class BodyArrival:
         """
         if self.is_complete:
             return await receive()
+        now = self._clock()
+        self._started = now if self._started is None else self._started
+        remaining_s = self._started + self._allowed_s + self._received / self._rate - now
         try:
-            with self._remaining().limit() as self._limit:
+            async with asyncio.timeout(remaining_s) as self._timeout:
                 message = await receive()
         except TimeoutError as error:
             minimum = f"at least {self._rate} bytes a second are expected"
             detail = "aborted in favour of other requests" if self._aborted else minimum
             raise BodyTooSlow(detail, {"Connection": "close"}) from error
         finally:
-            self._limit = None
+            self._timeout = None
         self._received += len(message.get("body", b""))
         self.is_complete = not message.get("more_body", False)
         return message
-
-    def _remaining(self) -> Timeouts:
-        """Return the time until the next part must have arrived."""
-        now = self._clock()
-        if self._started is None:
-            self._started = now
-            return self._allowed
-        return Timeouts(self._started + self._allowed.seconds + self._received / self._rate - now)
 
 
 class BodyBudget:
@@ -156,11 +150,10 @@ class BodyLimit:
         self.app = app
         self._settings = settings
         self._budget = budget
-        self._body_timeouts = Timeouts(settings.body_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a `receive` that counts; `scope["state"]["arrival"]` is the progress of its body."""
-        arrival = BodyArrival(self._body_timeouts, self._settings.body_bytes_per_s)
+        arrival = BodyArrival(self._settings.body_timeout_s, self._settings.body_bytes_per_s)
         arrival.is_complete = is_without_body(scope)
         scope["state"]["arrival"] = arrival
         route = scope["state"]["route"]

@@ -27,7 +27,6 @@ from app.errors import Overloaded
 from app.middleware.load_shedding import LoadShedding
 from app.server.simple_requests import simple_request
 from app.settings import Settings
-from app.timeouts import Timeouts
 
 # File descriptors reserved for everything but connections: the gallery's files, models, the listening sockets.
 RESERVED_FILES = 512
@@ -108,8 +107,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 with the limits of `settings`. `max_head_bytes` limits the trailers after a chunked body as well.
 
     `max_connections`: open at once; when there are more, the connection that has waited longest is closed, as in nginx.
-    `waiting`: the server's connections without a request in progress, the longest waiting first. `idle_timeouts`: for
-    how long a connection may wait. `load_shedding`: None to refuse no request.
+    `waiting`: the server's connections without a request in progress, the longest waiting first. `load_shedding`: None
+    to refuse no request.
     """
 
     def __init__(
@@ -118,13 +117,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         settings: Settings,
         max_connections: int,
         waiting: dict[LimitedHttpProtocol, None],
-        idle_timeouts: Timeouts,
         load_shedding: LoadShedding | None,
         **options: Any,
     ):
         super().__init__(**options)
         self._settings = settings
-        self._idle_timeouts = idle_timeouts
         self._load_shedding = load_shedding
         self._max_connections = max_connections
         self._waiting = waiting
@@ -267,20 +264,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return True
 
     def on_response_complete(self) -> None:
-        """Start the next request, or wait for it; as in uvicorn, but the timeouts of all connections share a timer."""
+        """Start waiting for the next request."""
         # In a loop: each of these calls itself for the next request, and a client may send thousands at once.
         while self.pipeline and not self.transport.is_closing() and self._refuse_overload(self.pipeline[-1][0]):
             self.pipeline.pop()
             self.server_state.total_requests += 1
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self._unset_keepalive_if_required()
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        else:
-            self._keep_alive()
+        super().on_response_complete()
         if self._is_idle and not self.transport.is_closing():
             self._waiting[self] = None
 
@@ -308,12 +297,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         self._stop_head_timer()
         if self.timeout_keep_alive_task is None:  # uvicorn starts it after the response only
-            self._keep_alive()
-
-    def _keep_alive(self) -> None:
-        """Start the time after which a connection without a request is closed."""
-        timeout: Any = self._idle_timeouts.start(self.timeout_keep_alive_handler)  # of which uvicorn uses `cancel`
-        self.timeout_keep_alive_task = timeout
+            keep_alive_s, handler = self.timeout_keep_alive, self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(keep_alive_s, handler)
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self._settings.head_timeout_s, self._on_head_timeout)

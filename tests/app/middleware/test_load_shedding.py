@@ -18,7 +18,6 @@ from app.middleware.request_body import BodyArrival
 from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from app.timeouts import Timeouts
 from tests.app.asgi import http_scope, no_body, respond
 from tests.app.conftest import BASE_URL, Clock
 
@@ -42,7 +41,7 @@ LIGHT = {
     ("POST", "/alerts/{alert}/resend"),
 }
 HEADERS = {"host": "127.0.0.1", "content-length": "1000000"}
-ARRIVAL = BodyArrival(Timeouts(20.0), 100)
+ARRIVAL = BodyArrival(20.0, 100)
 GENERATING = {("GET", "/generate"), ("GET", "/generate/interpolate")}
 
 
@@ -125,7 +124,7 @@ def test_heads_that_are_read_before_their_tasks_run_get_no_more_than_the_capacit
     async def scenario() -> None:
         scopes = [http_scope(routes=RouteTable(service)) for _ in range(5)]
         for scope in scopes:
-            scope["state"]["arrival"] = BodyArrival(Timeouts(20.0), 100)
+            scope["state"]["arrival"] = BodyArrival(20.0, 100)
         started = [scope for scope in scopes if shedding.refusal(scope) is None]
         assert len(started) == 2
         tasks = [asyncio.create_task(guard(scope, no_body, send)) for scope in started]
@@ -170,7 +169,7 @@ def test_capacity_is_released_after_each_request(service: FastAPI, *, failing: b
 
 def test_at_capacity_a_slow_body_is_aborted_and_no_other(clock: Clock) -> None:
     capacity = Capacity(2, Metrics(), clock)
-    slow, complete = (BodyArrival(Timeouts(20.0), 100, clock) for _ in range(2))
+    slow, complete = BodyArrival(20.0, 100, clock), BodyArrival(20.0, 100, clock)
     for arrival in (complete, slow):
         arrival._started = clock.now
         capacity.acquire(arrival)

@@ -28,7 +28,6 @@ from app.middleware.request_body import (
 from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from app.timeouts import Timeouts
 from tests.app import bad_inputs
 from tests.app.asgi import http_scope, respond
 from tests.app.conftest import BASE_URL, Clock
@@ -178,9 +177,7 @@ def test_budget_fits_at_least_two_of_the_largest_bodies() -> None:
 def test_a_used_up_budget_aborts_the_slowest_body(clock: Clock) -> None:
     metrics = Metrics()
     budget = BodyBudget(1, LARGE, metrics)
-    arrivals = {
-        name: BodyArrival(Timeouts(20.0), 100, clock) for name in ("slow", "slower", "fast", "complete", "not begun")
-    }
+    arrivals = {name: BodyArrival(20.0, 100, clock) for name in ("slow", "slower", "fast", "complete", "not begun")}
     for name, arrival in arrivals.items():
         budget.begin(arrival)
         if name != "not begun":
@@ -273,7 +270,7 @@ def test_a_disconnect_is_passed_on_while_a_body_is_decompressed(routes: RouteTab
 
 
 def test_a_body_is_slow_below_the_minimum_rate(clock: Clock) -> None:
-    arrival = BodyArrival(Timeouts(20.0), 100, clock)
+    arrival = BodyArrival(20.0, 100, clock)
     parts = [{"type": "http.request", "body": b"x" * 50, "more_body": more} for more in (True, True, False)]
 
     async def receive() -> Any:
@@ -307,14 +304,14 @@ def test_received_bytes_extend_the_time_limit_of_a_body(clock: Clock) -> None:
         return {"type": "http.request", "body": b"x" * 500, "more_body": True}
 
     async def scenario() -> None:
-        arrival = BodyArrival(Timeouts(20.0), 100, clock)
+        arrival = BodyArrival(20.0, 100, clock)
         await arrival.next(at_once)
         clock.now += 24.99  # 20 s, and 5 s for the bytes received
         with pytest.raises(BodyTooSlow, match="at least 100 bytes a second"):
             await asyncio.wait_for(arrival.next(never), 1)
         arrival.abort()  # has no effect: nothing waits for the body
 
-        arrival = BodyArrival(Timeouts(20.0), 100, clock)
+        arrival = BodyArrival(20.0, 100, clock)
         waiting = asyncio.create_task(arrival.next(never))
         await asyncio.sleep(0)
         arrival.abort()

@@ -19,7 +19,6 @@ from app.main import create_app
 from app.middleware.request_body import BodyArrival
 from app.server import http_protocol
 from app.settings import Settings
-from app.timeouts import Timeouts
 from tests.app.conftest import until
 from tests.app.server.test_http_protocol import exchange, listening
 
@@ -48,7 +47,7 @@ def address(service: FastAPI) -> Iterator[Address]:
 @contextmanager
 def occupied(service: FastAPI) -> Iterator[None]:
     """Use the capacity for a request in progress."""
-    arrival = BodyArrival(Timeouts(20.0), 100)
+    arrival = BodyArrival(20.0, 100)
     service.state.capacity.acquire(arrival)
     yield
     service.state.capacity.release(arrival)
