@@ -107,6 +107,16 @@ def test_precision_and_recall_are_torch_fidelitys(neighbours: int, monkeypatch: 
     assert ours.recall == pytest.approx(reference["recall"], rel=NEAR)
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-3, 5.0), (1e6, 0.0)])
+def test_distances_are_those_of_differences_and_zero_for_equal_rows(scale: float, shift: float) -> None:
+    rows, targets = (sample(300, 1280, seed).double() * scale + shift for seed in (0, 1))
+    targets[::7] = rows[: len(targets[::7])]
+    found = torch.cat([*distribution._distances(rows, targets)])
+    expected = torch.cdist(rows, targets, compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert (found == 0).sum() == (expected == 0).sum() == len(targets[::7])
+
+
 def test_precision_and_recall_fall_separately() -> None:
     clusters = [torch.randn(100, 2, generator=torch.Generator().manual_seed(n)) + 100 * n for n in range(3)]
     both = torch.cat(clusters[:2])
