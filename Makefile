@@ -59,7 +59,7 @@ docs: .venv/dev.stamp ## regenerate the pages and diagrams that come from the co
 pages: .venv/dev.stamp ## measure the shipped networks, and write the figures into pages, pictures and cards: hours of an idle machine
 	$(BIN)/python -m training.evaluate compare --data cifar10 --write docs
 	$(BIN)/python -m training.evaluate generate $(addprefix weights/,$(DIGITS)) --data mnist --judge weights/judge-mnist --write docs --cards
-	$(BIN)/python -m training.evaluate generate $(addprefix weights/,$(FACES)) --data faces $(JUDGES) --held-out 1000 --write docs --cards
+	$(BIN)/python -m training.evaluate generate $(addprefix weights/,$(FACES)) --data faces $(JUDGES) --samples 5000 --held-out 500 --write docs --cards
 	$(BIN)/python -m benchmarks.models.denoising run
 	$(BIN)/python -m benchmarks.models.denoising report
 	$(MAKE) docs
