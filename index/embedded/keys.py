@@ -22,8 +22,6 @@ from index.folders import make_folder
 from index.types import ApiKey
 
 LEDGER_FILE, AUDIT_FILE = "ledger.db", "audit.log"
-# The time between two looks for a first key of another process: a look for each request took 4 % of a small one.
-LOOK_AGAIN_S = 0.1
 
 STEPS: tuple[str, ...] = (
     """
@@ -59,7 +57,6 @@ class EmbeddedKeys:
         self._store: _OpenStore | None = None
         self._opening = threading.Lock()
         self._openings = 0
-        self._look_at = 0.0  # on time.monotonic
 
     def close(self) -> None:
         """See `KeyStore`."""
@@ -69,7 +66,7 @@ class EmbeddedKeys:
 
     def version(self) -> int:
         """See `KeyStore`."""
-        if not self._exists():
+        if self._store is None and not self._file.exists():
             return -1
         store = self._opened()
         # A reopened ledger restarts its version numbers, so they count from a number that no other opening uses.
@@ -77,7 +74,7 @@ class EmbeddedKeys:
 
     def by_hash(self) -> Mapping[bytes, ApiKey]:
         """See `KeyStore`."""
-        if not self._exists():
+        if self._store is None and not self._file.exists():
             return {}
         return {row[0]: _key(*row[1:]) for row in self._opened().ledger.reader().execute(_ALL)}
 
@@ -119,16 +116,6 @@ class EmbeddedKeys:
     def audit(self) -> audit.AuditLog:
         """See `KeyStore`."""
         return self._opened().audit
-
-    def _exists(self) -> bool:
-        """Whether a first key was ever created; by another process, it is noticed within LOOK_AGAIN_S."""
-        if self._store is not None:
-            return True
-        if (now := time.monotonic()) >= self._look_at:
-            if self._file.exists():
-                return True
-            self._look_at = now + LOOK_AGAIN_S
-        return False
 
     def _write(self, write: Callable[[apsw.Connection], None]) -> None:
         store = self._opened()
