@@ -83,10 +83,14 @@ def test_a_request_runs_code_of_few_modules(
 ) -> None:
     client, tracer = traced
     logging_setup.configure()
-    for _ in range(2):  # the first request loads models
-        tracer.modules = passed = set[str]()
+    requests = []
+    for _ in range(4):
+        tracer.modules = set[str]()
         response = client.post(path, content=image, headers=JPEG)
         assert response.status_code == 200, response.text
+        requests.append(tracer.modules)
+    # The first request loads models, and the audit log may be written in the background during another.
+    passed = min(requests[1:], key=len)
     behind = sorted(module for module in passed if not module.startswith(FRONT))
     assert "app/middleware/load_shedding.py" in passed
     assert sys.getprofile() is None  # of this thread: the client's calls are not counted
