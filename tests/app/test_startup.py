@@ -30,7 +30,11 @@ Break = Callable[[Path], dict[str, Any]]
 
 
 def resources(folder: Path) -> tuple[set[int], list[str]]:
-    """Return the ids of all threads, and the open sockets and files of the service's folder."""
+    """Return the ids of all threads, and the open sockets and files of the service's folder.
+
+    Before, what nothing uses is closed: sockets of other tests, or what the frames of an error's traceback hold.
+    """
+    gc.collect()
     descriptors = []
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -103,7 +107,6 @@ def test_a_failed_startup_leaves_nothing_behind(break_it: Break, error: type[Exc
     before = resources(tmp_path)
     with pytest.raises(error):
         start(settings)
-    gc.collect()  # of the error's traceback, whose frames hold what failed to open
     until(lambda: not resources(tmp_path)[0] - before[0])  # a thread ends a moment after it was told to
     assert resources(tmp_path)[1] == before[1]
 
