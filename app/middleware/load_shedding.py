@@ -32,7 +32,7 @@ LOG_INTERVAL_S = 1.0
 # refusals.
 SLOW_BODY_INTERVAL_S = 0.05
 
-# The default headers of a refusal.
+# The default headers that a refusal has; it lacks the others, which concern pages.
 KEPT_HEADERS = {b"cache-control", b"x-content-type-options"}
 
 log = structlog.get_logger()
@@ -151,10 +151,7 @@ def _overloaded() -> Overloaded:
 
 
 def _response(route: ProtectedRoute) -> tuple[bytes, bytes]:
-    """Return header fields and body of a refusal, in the format that clients of this route read.
-
-    It has those of the default headers that concern JSON: writing and reading the others, about pages, takes time.
-    """
+    """Return header fields and body of a refusal, in the format that clients of this route read."""
     response = error_response(route.route.path or "", _overloaded())
     defaults = [header for header in DEFAULT_HEADERS if header[0] in KEPT_HEADERS]
     return _encoded([*response.raw_headers, *defaults]), bytes(response.body)

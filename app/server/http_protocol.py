@@ -157,7 +157,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; limit the size of an incomplete head, and the time until it is complete.
 
-        A simple request is not parsed while the service is full: that takes longer than all else of its refusal.
+        While the service is full, a simple request is refused without being parsed: parsing takes a third of a refusal.
         """
         if self._refuse_simple(data):
             return
@@ -171,10 +171,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._limit_idle_time()
 
     def _refuse_simple(self, data: bytes) -> bool:
-        """Respond to bytes that are one simple request if the service is full, and return whether it is."""
-        if self._load_shedding is None or not self._load_shedding.is_full:
+        """Refuse the received bytes if they are a simple request and the service is full; return whether both hold."""
+        if not self._is_idle or self._is_in_message or self._pending:  # the bytes continue a request, or follow one
             return False
-        if not self._is_idle or self._is_in_message or self._pending:
+        if self._load_shedding is None or not self._load_shedding.is_full:
             return False
         scope = simple_request(data)
         if scope is None or not self._write_refusal(scope, keep_alive=True):
@@ -243,7 +243,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def _refuse_overload(self, cycle: RequestResponseCycle) -> bool:
-        """Respond to a request if the service is full, and return whether it is."""
+        """Refuse a parsed request if the service is full, and return whether it is."""
         scope = cast("dict[str, Any]", cycle.scope)  # typed key by key
         if not self._write_refusal(scope, keep_alive=cycle.keep_alive):
             return False
@@ -252,6 +252,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return True
 
     def _write_refusal(self, scope: dict[str, Any], *, keep_alive: bool) -> bool:
+        """Send the 429 for a request if the service is full, and return whether it is."""
         refusal = self._load_shedding.refusal(scope) if self._load_shedding is not None else None
         if refusal is None:
             return False

@@ -1,8 +1,8 @@
-"""Read a simple request without the HTTP parser, for a refusal that costs less than parsing.
+"""Read a simple request with a regular expression instead of the HTTP parser, so that refusing it costs less.
 
-Whatever may be understood in two ways, or needs more than a response, is not simple: a body in chunks, in several parts
-or of an unclear length, a second request behind the first, `Expect`, `Upgrade`, the end of the connection. The parser
-handles it.
+A simple request is complete and alone in the received bytes, and the connection stays open after its response. It has
+no `Transfer-Encoding`, no `Expect`, no `Upgrade`, and no field of `SIMPLE_FIELDS` twice. All other requests are left to
+the parser, also malformed ones.
 """
 
 from __future__ import annotations

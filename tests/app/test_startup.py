@@ -32,7 +32,7 @@ Break = Callable[[Path], dict[str, Any]]
 def resources(folder: Path) -> tuple[set[int], list[str]]:
     """Return the ids of all threads, and the open sockets and files of the service's folder.
 
-    Before, what nothing uses is closed: sockets of other tests, or what the frames of an error's traceback hold.
+    Garbage is collected first: other tests' sockets, and what the frames of an error's traceback hold.
     """
     gc.collect()
     descriptors = []

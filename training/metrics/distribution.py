@@ -15,7 +15,8 @@ from torch import Tensor
 
 # Rows whose distances to all other rows are computed at once: 1,024 x 10,000 in float64 take 80 MB.
 _ROWS_AT_ONCE = 1024
-# A square of a distance below this share of the squares of both lengths may be rounding: 4,500 dimensions times 2**-52.
+# A squared distance below this share of the sum of both rows' squared lengths may be rounding alone: the error of a dot
+# product of 4,500 numbers is at most 4,500 * 2**-52 of that.
 _ROUNDING = 1e-12
 
 
@@ -140,8 +141,8 @@ def _covered(rows: Tensor, centres: Tensor, radii: Tensor) -> float:
 def _distances(rows: Tensor, targets: Tensor) -> Iterator[Tensor]:
     """Yield Euclidean distances [<= _ROWS_AT_ONCE, M], block by block; exactly 0 for equal rows.
 
-    They come from a product of float64 matrices, which takes a twentieth of the time of differences. What the rounding
-    of its squares can amount to counts as 0.
+    They are computed from float64 dot products, which takes .30 of the time of `torch.cdist` without them for rows of
+    128 numbers and .07 for 1,280 (3,000 rows, one core). A distance that may be rounding alone is 0.
     """
     squares = targets.square().sum(dim=1)
     for part in torch.split(rows, _ROWS_AT_ONCE):

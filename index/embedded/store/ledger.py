@@ -35,7 +35,7 @@ WAL_RETRY_S = 0.01
 # How long a scrub waits for readers, and how often it retries after another process wrote first.
 SCRUB_BUSY_MS, SCRUB_TRIES = 200, 10
 # How much of the file a reader's connection may keep, as a negative number of KiB: with SQLite's 2 MB the ten rows of
-# a search among 200,000 faces take .10 ms instead of .06, because hardly any page is there.
+# a search among 200,000 faces take .10 ms instead of .06, because most of their pages must be read from the file.
 READER_CACHE = -32 * 1024
 # The most writes in one commit; the first waits until the last has run.
 MAX_BATCH = 512
