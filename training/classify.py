@@ -26,7 +26,7 @@ from models.tta import VIEWS, Tta
 from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.initialise import PretrainedFeatures, initialise_as_identity, set_norms, whiten
 from training.core.seeds import derive
-from training.core.teacher import Teacher
+from training.core.teachers import Teachers
 from training.core.trainer import Learner, gather_rows
 from training.datasets.augment import augment, blend, channel_statistics, first_flips, mirror
 from training.datasets.batches import Batches, stratified_sample, stratified_split
@@ -49,7 +49,7 @@ class ClassificationTask:
         sizes = {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels}
         self.config = configure(recipe.model.architecture, start | recipe.model.config | sizes)
         self.accelerator = accelerator
-        self.teacher = Teacher(recipe, images.classes, accelerator) if recipe.teacher.model else None
+        self.teachers = Teachers(recipe, images.classes, accelerator) if recipe.teacher.models else None
         rows, self._held_out = stratified_split(images.labels, recipe.data.validation, recipe.seed)
         self._rows = stratified_sample(images.labels, rows, recipe.data.train, recipe.seed)
         self.held_out_labels = torch.from_numpy(images.labels[self._held_out])
@@ -98,7 +98,7 @@ class ClassificationTask:
         if self.recipe.augment.mixup or self.recipe.augment.cutmix:
             targets = F.one_hot(labels, len(self.images.classes)).float()
             images, targets = blend(images, targets, self.recipe.augment, generator)
-        taught = self.teacher.logits(images) if self.teacher else None
+        taught = self.teachers.logits(images) if self.teachers else None
         images = self._learner.arrange(self.recipe.preprocess.normalise(images.movedim(1, -1)))
         self._learner.model.train()
         if self.recipe.model.freeze:
@@ -110,7 +110,7 @@ class ClassificationTask:
     def _logits_and_loss(self, images: Tensor, targets: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the classifier's logits, and its loss plus the weighted losses of its auxiliary classifiers, if any.
 
-        `targets` are labels [N] or shares of classes [N, K], `taught` the teacher's logits [N, K], if there is one.
+        `targets` are labels [N] or shares of classes [N, K], `taught` the teachers' logits [N, K], if there are any.
 
         Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
         """
@@ -119,9 +119,9 @@ class ClassificationTask:
 
         def loss(logits: Tensor) -> Tensor:
             labelled = F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
-            if self.teacher is None or taught is None:
+            if self.teachers is None or taught is None:
                 return labelled
-            return self.teacher.loss(logits, taught, labelled)
+            return self.teachers.loss(logits, taught, labelled)
 
         main, *auxiliary = map(loss, outputs)
         return outputs[0], main + train.auxiliary_weight * sum(auxiliary)
@@ -187,16 +187,16 @@ class ClassificationTask:
         return network, config
 
     def _provenance(self) -> dict[str, str]:
-        """Add the data and licences of the pretrained model and the teacher to those that the recipe states."""
+        """Add the data and licences of the pretrained model and the teachers to those that the recipe states."""
         section = self.recipe.card
         data, license = section.data, section.license
-        sources = (
-            (self.pretrained, "started from", "which it started from"),
-            (self.teacher, "taught by", "which taught it"),
-        )
-        for source, verb, clause in sources:
-            if source is not None:
-                card = source.card
+        started = (self.pretrained.card,) if self.pretrained else ()
+        taught = self.teachers.cards if self.teachers else ()
+        for verb, clause, cards in (
+            ("started from", "which it started from", started),
+            ("taught by", "which taught it", taught),
+        ):
+            for card in cards:
                 data += f"; {verb} {card.name} {card.version}, trained on: {card.data}"
                 license += f"; of {card.name}, {clause}: {card.license}"
         return {"data": data, "license": license}

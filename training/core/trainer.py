@@ -86,7 +86,7 @@ def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimi
         return Muon(muon_groups(module, train), lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
     groups = parameter_groups(module, train.weight_decay)
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
+        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, train.second_momentum))
     return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
 
 

@@ -112,13 +112,13 @@ class AugmentSection(Section):
 class TrainSection(Section):
     """Optimizer, schedule and length of the training.
 
-    `batch_size` is the total of all processes; `momentum` is also AdamW's first beta. `warmup_epochs` is the length of
-    the rise to `lr`: linear before `constant` and `cosine`, the rising part of `onecycle`. `plateau` divides the rate
-    by ten after `patience` epochs without progress. `ema` is the decay of the averaged weights, which are validated and
-    exported; 0 for none. `checkpoint_steps` is the number of steps between writes of last.pt within an epoch; 0 for
-    only at its end. `auxiliary_weight` is the weight of each auxiliary classifier's loss. `whiten` initialises a
-    classifier's first convolution by `training.core.initialise.whiten`. `precision = "bf16"` means float32 on a CPU
-    without bf16 instructions, where bf16 would be much slower.
+    `batch_size` is the total of all processes; `momentum` is also AdamW's first beta, `second_momentum` its second.
+    `warmup_epochs` is the length of the rise to `lr`: linear before `constant` and `cosine`, the rising part of
+    `onecycle`. `plateau` divides the rate by ten after `patience` epochs without progress. `ema` is the decay of the
+    averaged weights, which are validated and exported; 0 for none. `checkpoint_steps` is the number of steps between
+    writes of last.pt within an epoch; 0 for only at its end. `auxiliary_weight` is the weight of each auxiliary
+    classifier's loss. `whiten` initialises a classifier's first convolution by `training.core.initialise.whiten`.
+    `precision = "bf16"` means float32 on a CPU without bf16 instructions, where bf16 would be much slower.
 
     `muon` updates the filters of convolutions by `training.core.muon.Muon` with `filter_lr` and `filter_momentum`, and
     the rest as `sgd`; `bias_lr` is then the rate of the biases of convolutions and normalisations (0: `lr`), and
@@ -136,6 +136,7 @@ class TrainSection(Section):
     filter_lr: NotNegative = 0.0
     filter_momentum: Fraction = 0.6
     momentum: Fraction = 0.9
+    second_momentum: Fraction = 0.999
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
     schedule: Literal["constant", "cosine", "linear", "onecycle", "plateau"] = "cosine"
@@ -190,13 +191,13 @@ def refuse_classifier_settings(train: TrainSection, augment: AugmentSection | No
 
 
 class TeacherSection(Section):
-    """The weights folder `model` of a classifier whose logits are learnt besides the labels; "" for no teacher.
+    """The names of classifiers, trained or shipped (`exported`), whose mean logits are learnt besides the labels.
 
-    `weight` is the share of its loss, the rest is that of the labels; both softmaxes divide by `temperature`
+    `weight` is the share of their loss, the rest is that of the labels; both softmaxes divide by `temperature`
     (`training.losses.soft_targets`).
     """
 
-    model: str = ""
+    models: tuple[str, ...] = ()
     weight: Annotated[float, Field(gt=0, le=1)] = 0.9
     temperature: Positive = 4.0
 
