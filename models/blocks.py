@@ -102,11 +102,15 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
+        return F.conv2d(self.pad(x), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, in, H + pads, W + pads], zeros around it."""
         pads: list[int] = []
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
-        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.pad(x, pads)
 
 
 class StochasticDepth(nn.Module):

@@ -165,12 +165,15 @@ def _random(outputs: int, inputs: int, kernel: int) -> Tensor:
 
 
 def _head(width: int, side: int, widths: Sequence[int]) -> nn.Sequential:
-    """Halve a projection until its side is 4 or less, then score each position: [N, width, S, S] -> [N, 1, s, s]."""
+    """Halve a projection until its side is 4 or less, then score each position: [N, width, S, S] -> [N, 1, s, s].
+
+    A projection that is already so small keeps its side, with one convolution before the scores.
+    """
     layers: list[nn.Module] = []
     later = itertools.chain(widths, itertools.repeat(widths[-1]))
-    while side > _LAST_SIDE:
-        after = next(later)
-        conv = nn.Conv2d(width, after, 4, stride=2, padding=1, bias=False)
-        layers += [spectral_norm(conv), nn.BatchNorm2d(after), nn.LeakyReLU(_SLOPE, inplace=True)]
-        width, side = after, side // 2
+    while side > _LAST_SIDE or not layers:
+        after, halve = next(later), side > _LAST_SIDE
+        conv = nn.Conv2d(width, after, 4 if halve else 3, stride=2 if halve else 1, padding=1)
+        layers += [spectral_norm(conv), nn.LeakyReLU(_SLOPE, inplace=True)]
+        width, side = after, side // 2 if halve else side
     return nn.Sequential(*layers, spectral_norm(nn.Conv2d(width, 1, 3, padding=1)))

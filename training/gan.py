@@ -31,6 +31,7 @@ from training.datasets.augment import augment_differentiably
 from training.datasets.crops_and_noise import CroppedImages, one_hot
 from training.datasets.images import Indices
 from training.losses import adversarial
+from training.losses.anchor import Anchor
 from training.losses.feature_maps import FeatureMaps
 from training.metrics.contact_sheet import sheet
 from training.metrics.feature_extractor import Extractor
@@ -80,6 +81,9 @@ class AdversarialTask:
             )
         except ValueError as error:
             raise RecipeError(str(error)) from error
+        self._anchor = None
+        if recipe.anchor is not None:
+            self._anchor = Anchor(recipe.anchor, self.config.latent, recipe.preprocess, accelerator)
         self._turns = recipe.game.turns
         self.steps_per_epoch = images.per_epoch // self._turns
         # In float32, whatever the learner's precision is.
@@ -113,8 +117,8 @@ class AdversarialTask:
         figures: Mapping[str, Tensor] = {}
         for turn in range(self._turns):
             figures = self._discriminate(epoch, index * self._turns + turn, generator)
-        figures = {**figures, **self._generate(generator)}
         steps = epoch * self.steps_per_epoch + index + 1
+        figures = {**figures, **self._generate(steps - 1, generator)}
         if self.recipe.watch.sheet_steps and steps % self.recipe.watch.sheet_steps == 0:
             self._write_sheet(f"step-{steps:06d}", self.samples(self._generator.network, _SHEET_IMAGES))
         return figures
@@ -142,16 +146,24 @@ class AdversarialTask:
         figures |= _discriminator_figures(game.loss, *scores)
         return figures | {"discriminator_gradient": gradient_norm(self._discriminator.model)}
 
-    def _generate(self, draw: torch.Generator) -> dict[str, Tensor]:
-        """Take one step of the generator; the discriminator does not change."""
+    def _generate(self, step: int, draw: torch.Generator) -> dict[str, Tensor]:
+        """Take the generator's step `step`, which counts from 0; the discriminator does not change."""
         count = self.recipe.train.batch_size
         labels = self._labels(torch.randint(max(1, len(self.classes)), (count,), generator=draw))
+        noise = self._noise(count, draw)
+        figures = {}
         with frozen(self._discriminator.model):
-            fake = self._generator.model(self._noise(count, draw), labels)
-            scores = self._discriminator.model(self._inputs(fake, draw), labels)
-            loss = adversarial.generator_loss(self.recipe.game.loss, scores)
-            self._generator.update(loss)
-        return {"generator_loss": loss.detach(), "generator_gradient": gradient_norm(self._generator.model)}
+            fake = self._generator.model(noise, labels)
+            losses = []
+            if self._anchor is not None:
+                losses.append(self._anchor.loss(fake, noise, step))
+                figures["anchor_loss"] = losses[0].detach()
+            if self._anchor is None or not self._anchor.copies(step):
+                scores = self._discriminator.model(self._inputs(fake, draw), labels)
+                losses.append(adversarial.generator_loss(self.recipe.game.loss, scores))
+                figures["generator_loss"] = losses[-1].detach()
+            self._generator.update(torch.stack(losses).sum())
+        return figures | {"generator_gradient": gradient_norm(self._generator.model)}
 
     def _slopes(
         self, real: Tensor, fake: Tensor, labels: Tensor, draw: torch.Generator, *, create_graph: bool = True

@@ -102,7 +102,7 @@ def test_every_map_has_sixteen_scores_and_every_weight_a_gradient() -> None:
     widths = [
         [layer.out_channels for layer in head.modules() if isinstance(layer, nn.Conv2d)] for head in discriminator.heads
     ]
-    assert widths == [[6, 10, 1], [6, 1], [1]]
+    assert widths == [[6, 10, 1], [6, 1], [6, 1]]
 
 
 def test_maps_of_other_shapes_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,18 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.gan import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from models.generative import latents
-from tests.training.conftest import CLASSES, assert_error, check_resumed, png, sets, strokes, write_parquet
+from models.preprocess import Preprocess
+from models.registry import build, configure
+from tests.training.conftest import (
+    CLASSES,
+    assert_error,
+    check_resumed,
+    png,
+    save_network,
+    sets,
+    strokes,
+    write_parquet,
+)
 from training import gan
 from training.core.errors import RecipeError
 from training.core.export import begin
@@ -54,9 +66,10 @@ PROJECTED += [f"features={{ folder = '{ROOT / 'weights/judge-mnist'}', taps = [0
 PROJECTED += ["game.augment=['colour', 'translation', 'cutout']", "discriminator.projection=4"]
 
 
-# Random filters, and the singular vectors of a single row.
+# Random filters, the singular vectors of a single row, and the last biases, on which the hinge loss does not depend as
+# long as all scores are in -1..1.
 PROJECTIONS = {"across_channels_0", "across_channels_1", "across_scales_1"}
-PROJECTIONS |= {f"heads.{head}.parametrizations.weight.0._u" for head in ("0.9", "1.3")}
+PROJECTIONS |= {f"heads.{head}.{name}" for head in ("0.6", "1.2") for name in ("parametrizations.weight.0._u", "bias")}
 
 
 @pytest.fixture
@@ -101,7 +114,7 @@ def test_each_step_changes_one_network_only(makers: Path, changes: list[str], st
     players = {name: learner.model for name, learner in task.learners.items()}
     task.step(0, 0, generator(1))  # every optimizer has something in it now
     before = {name: state(player) for name, player in players.items()}
-    task._generate(generator(2))
+    task._generate(1, generator(2))
     assert moved(before["discriminator"], players["discriminator"]) == set()
     assert moved(before["generator"], players["generator"]) == before["generator"].keys()
 
@@ -129,6 +142,21 @@ def test_frozen_module_computes_as_in_training() -> None:
     assert all(parameter.requires_grad for parameter in plain.parameters())
     assert torch.equal(plain(pictures, labels), inside)  # not what `eval` would answer
     assert any("running_mean" in name for name in moved(before, plain))
+
+
+def test_an_anchored_generator_first_copies_and_then_also_deceives(makers: Path) -> None:
+    config = asdict(configure("vae", {"in_channels": 1, "image_size": 28, "latent": 8, "widths": [4, 8], "hidden": 8}))
+    preprocess = Preprocess(mode="L", size=(28, 28), mean=(0.0,), std=(255.0,))
+    folder = makers / "runs/drawer/export/drawer"
+    save_network(folder, build("vae", config), "vae", config, task="generate", preprocess=preprocess)
+    changes = ["model.conditional=false", "anchor={ model = 'drawer', side = 7, copy_steps = 30 }"]
+    task = adversaries(makers, *changes, "train.ema=0")
+    copied = [task._generate(step, generator(step)) for step in range(30)]
+    assert all("generator_loss" not in figures for figures in copied)
+    assert copied[-1]["anchor_loss"] < copied[0]["anchor_loss"] / 2
+    deceived = task._generate(30, generator(30))
+    assert deceived["anchor_loss"] < copied[-1]["anchor_loss"]  # of 7x7 pixels, not of all
+    assert deceived["generator_loss"] > 0
 
 
 @pytest.mark.parametrize("loss", ["minimax", "non-saturating", "hinge", "wasserstein"])
@@ -303,6 +331,7 @@ def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch)
         ([*PROJECTED, "model.conditional=true"], "takes no labels"),
         ([*PROJECTED, f"watch.extractor={ROOT / 'weights/judge-mnist'}"], "must not be the network whose features"),
         ([*PENALTY, "game.augment=['colour']"], "no game.augment"),
+        (["anchor={ model = 'lenet5-mnist' }"], "lenet5-mnist is a network to classify, not to generate"),
         (["watch.extractor=nowhere"], "nowhere/card.json: No such file"),
     ],
 )

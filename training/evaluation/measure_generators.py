@@ -123,12 +123,16 @@ class RealImages:
 
 @dataclass(frozen=True)
 class ImageSets:
-    """The images that extractors judge, and bounds of VAEs on `held_out` test images; by the generator's name."""
+    """The images that extractors judge, and bounds of VAEs on `held_out` test images; by the generator's name.
+
+    `critics` are the names of the networks in whose features a generator was trained.
+    """
 
     real: RealImages
     held_out: int
     floor: Pixels
     generated: Mapping[str, Samples]
+    critics: Mapping[str, str]
     ceiling: Pixels
     bounds: Mapping[str, tuple[float, float] | None]
 
@@ -168,6 +172,8 @@ def measure(
     folders: Sequence[Path], dataset: str, judges: Sequence[Path], samples: int, held_out: int
 ) -> list[Figures]:
     """Measure `samples` images of each generator by each judge, and bounds of VAEs on `held_out` test images (0: all).
+
+    A generator that was trained in the features of a judge is not measured by it.
 
     Raises:
         CheckpointError: if a folder has no model. DataError: if a model is not a generator, or has other classes than
@@ -217,10 +223,17 @@ def _groups(
         held_out=len(rows),
         floor=real.training_sample(samples),
         generated={card.name: draw(network, card, samples, SEED) for network, card in members},
+        critics={card.name: _critic(card) for _, card in members},
         ceiling=gaussian(real.train, real.train_rows, samples, SEED),
         bounds={card.name: held_out_bounds(network, card, real, rows) for network, card in members},
     )
     return [_judge(extractor, preprocess, sets) for extractor in extractors]
+
+
+def _critic(card: ModelCard) -> str:
+    """Return the name of the network in whose features the generator was trained; "" if there was none."""
+    features = card.training.recipe.get("features") if card.training else None
+    return Path(features["folder"]).name if features else ""
 
 
 def _judge(extractor: Extractor, preprocess: Preprocess, sets: ImageSets) -> Group:
@@ -236,6 +249,7 @@ def _judge(extractor: Extractor, preprocess: Preprocess, sets: ImageSets) -> Gro
     generators = (
         replace(reference.compare(name, extract(samples.pixels), samples.labels), bounds=sets.bounds[name])
         for name, samples in sets.generated.items()
+        if sets.critics[name] != extractor.card.name
     )
     return Group(
         preprocess=preprocess,

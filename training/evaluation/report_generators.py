@@ -21,7 +21,8 @@ _SHEET_WIDTH = 600  # approximately, in pixels
 
 def markdown(judged: Sequence[Figures]) -> str:
     """Return an explanation, and for each judge of the same images a table for each image size."""
-    names = [quality.name for group in judged[0].groups for quality in group.generators]
+    measured = [quality.name for figures in judged for group in figures.groups for quality in group.generators]
+    names = list(dict.fromkeys(measured))
     command = f"python -m training.evaluate generate {' '.join(f'weights/{name}' for name in names)}"
     judges = " ".join(f"--judge weights/{figures.extractor.card.name}" for figures in judged)
     about = f"""\

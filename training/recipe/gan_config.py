@@ -58,6 +58,20 @@ class GameSection(Section):
     augment: tuple[Differentiable, ...] = ()
 
 
+class AnchorSection(Section):
+    """Keeps the images near those that a trained generator draws of the same latents, see `training.losses.anchor`.
+
+    `model` is its name (`exported`). Both images are reduced to `side` pixels; `weight` is that of their mean squared
+    distance, on the scale -1..1, in the generator's loss. In the first `copy_steps` steps that distance, of the whole
+    images, is the entire loss.
+    """
+
+    model: str
+    side: Annotated[int, Field(ge=1)] = 8
+    weight: Positive = 1.0
+    copy_steps: Annotated[int, Field(ge=0)] = 0
+
+
 class WatchSection(Section):
     """When a run counts as collapsed, see `training.metrics.gan_monitor`.
 
@@ -88,6 +102,7 @@ class GanRecipe(ImageRecipe):
     discriminator: DiscriminatorSection = DiscriminatorSection()
     data: PicturesSection
     features: FeaturesSection | None = None
+    anchor: AnchorSection | None = None
     game: GameSection
     watch: WatchSection
 

@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from models import checkpoint
+from models.card import Training
 from models.generative import latents
 from models.preprocess import Preprocess
 from models.vae import VAE
@@ -204,6 +205,22 @@ def test_only_a_judge_of_the_same_classes_has_columns_of_classes(studio: Path) -
     table = markdown(judged)
     assert table.count("Frechet distance (eye features)") == 1
     assert table.count("Inception score") == table.count("shares of classes") == 1
+
+
+def test_the_network_that_trained_a_generator_does_not_judge_it(studio: Path) -> None:
+    save(studio / "other", "lenet5-relu", {"num_classes": 3}, task="classify", classes=CLASSES)
+    config = {"in_channels": 1, "image_size": 28, "widths": [4, 4], "latent": 3}
+    recipe = {"features": {"folder": "weights/judge", "taps": [0], "side": 28}}
+    record = Training(recipe=recipe, seed=0, epochs=1, best_epoch=1, wall_time_s=1, hardware="", versions={})
+    save(studio / "taught", "fastgan", config, task="generate", preprocess=SMALL, training=record)
+    result = run(studio, "--judge", str(studio / "other"), "--cards", names=("labelled", "taught"))
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.output.splitlines() if line.startswith("|")]
+    assert [sum(row.startswith(f"| {name} |") for row in rows) for name in ("labelled", "taught")] == [2, 1]
+    judges = {metric.data.split(", ")[-1] for metric in checkpoint.read_card(studio / "taught").metrics}
+    assert judges == {"other features"}
+    assert "weights/taught" in result.output
+    assert "samples-taught.png" in result.output
 
 
 def test_non_generators_and_other_classes_are_refused(studio: Path) -> None:
