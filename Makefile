@@ -11,7 +11,7 @@ INT8 := $(wildcard $(foreach name,$(IMPORTED),weights/$(name)/int8.json))
 
 # The generators of docs/generators.md, and the judges of those of faces.
 DIGITS := cvae-mnist gan-mnist wgan-mnist
-FACES := vae-faces wgan-faces
+FACES := vae-faces gan-faces
 JUDGES := --judge weights/mobilefacenet --judge weights/efficientnet-lite0
 
 .PHONY: install serve test test-slow check lint sbom weights audit bench docs pages docker lock clean

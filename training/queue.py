@@ -61,7 +61,7 @@ class QueueEntry(Section):
 
     `recipe` is a path relative to the queue's file; `script` the module of `training` that trains it; `evaluate` the
     command of `training.evaluate` and its options, without the exported folder. `stage_of` names the model that starts
-    from this one; a stage is not shipped, and is skipped if that model is done.
+    from this one or is taught by it; a stage is not shipped, and is skipped if that model is done.
     """
 
     recipe: Path

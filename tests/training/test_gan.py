@@ -345,7 +345,7 @@ def test_several_processes_are_refused(makers: Path, monkeypatch: pytest.MonkeyP
         adversaries(makers)
 
 
-@pytest.mark.parametrize("name", ["gan-mnist", "wgan-mnist", "wgan-faces"])
+@pytest.mark.parametrize("name", ["gan-mnist", "wgan-mnist"])
 def test_shipped_recipes_make_valid_networks(name: str) -> None:
     recipe = read_recipe(GanRecipe, ROOT / f"training/recipes/{name}.toml")
     assert recipe.name == name

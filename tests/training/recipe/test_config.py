@@ -26,7 +26,7 @@ FORMS: dict[str, type[Any]] = {
     **dict.fromkeys((path.stem for path in RECIPES if path.stem.startswith(("face-", "mobilefacenet-"))), EmbedRecipe),
     "names": WordsRecipe,
     **dict.fromkeys(AUTOENCODERS, AutoencodeRecipe),
-    **dict.fromkeys(("gan-mnist", "wgan-mnist", "wgan-faces", "gan-faces"), GanRecipe),
+    **dict.fromkeys(("gan-mnist", "wgan-mnist", "gan-faces"), GanRecipe),
 }
 
 
