@@ -7,7 +7,8 @@ Zhu, Song, Elgammal, "Towards Faster and Stabilized GAN Training for High-fideli
     Deviations: transposed convolutions and residual units where FastGAN has nearest-neighbour interpolation and gated
     linear units, at a third of the multiplications; no noise is added to the maps, because an image is a function of
     its latent; a map excites the map of four times its side, where FastGAN has sixteen times; the last layer rearranges
-    channels to pixels, so that no layer runs at full resolution; labels are concatenated to the latent.
+    channels to pixels, so that no layer runs at full resolution; labels are concatenated to the latent; the
+    discriminator has no batch normalisation, so that a score depends on one image.
 """
 
 from __future__ import annotations
