@@ -131,6 +131,12 @@ class Preprocess(BaseModel):
         images = pixels.movedim(-1, -3).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return images.sub_(mean).div_(std)
 
+    def units_of(self, other: Preprocess, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return gain and offset [C, 1, 1] with which x * gain + offset has the units of `other`, x those of this."""
+        parameters = torch.tensor([self.mean, self.std, other.mean, other.std], device=device)
+        mean, std, other_mean, other_std = parameters[:, :, None, None]
+        return std / other_std, (mean - other_mean) / other_std
+
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of `normalise` on any device: float [..., C, H, W] -> uint8 [..., H, W, C]."""
         mean = torch.tensor(self.mean, device=images.device)

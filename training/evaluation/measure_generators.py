@@ -125,14 +125,14 @@ class RealImages:
 class ImageSets:
     """The images that extractors judge, and bounds of VAEs on `held_out` test images; by the generator's name.
 
-    `critics` are the names of the networks in whose features a generator was trained.
+    `trained_with` are the names of the networks in whose features the generators were trained, "" for none.
     """
 
     real: RealImages
     held_out: int
     floor: Pixels
     generated: Mapping[str, Samples]
-    critics: Mapping[str, str]
+    trained_with: Mapping[str, str]
     ceiling: Pixels
     bounds: Mapping[str, tuple[float, float] | None]
 
@@ -223,14 +223,14 @@ def _groups(
         held_out=len(rows),
         floor=real.training_sample(samples),
         generated={card.name: draw(network, card, samples, SEED) for network, card in members},
-        critics={card.name: _critic(card) for _, card in members},
+        trained_with={card.name: _trained_with(card) for _, card in members},
         ceiling=gaussian(real.train, real.train_rows, samples, SEED),
         bounds={card.name: held_out_bounds(network, card, real, rows) for network, card in members},
     )
     return [_judge(extractor, preprocess, sets) for extractor in extractors]
 
 
-def _critic(card: ModelCard) -> str:
+def _trained_with(card: ModelCard) -> str:
     """Return the name of the network in whose features the generator was trained; "" if there was none."""
     features = card.training.recipe.get("features") if card.training else None
     return Path(features["folder"]).name if features else ""
@@ -249,7 +249,7 @@ def _judge(extractor: Extractor, preprocess: Preprocess, sets: ImageSets) -> Gro
     generators = (
         replace(reference.compare(name, extract(samples.pixels), samples.labels), bounds=sets.bounds[name])
         for name, samples in sets.generated.items()
-        if sets.critics[name] != extractor.card.name
+        if sets.trained_with[name] != extractor.card.name
     )
     return Group(
         preprocess=preprocess,

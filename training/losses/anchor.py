@@ -1,7 +1,7 @@
 """The distance of a generator's images from those that a trained generator draws of the same latents.
 
-A discriminator alone did not keep `gan-faces` from drawing the same face for every latent. Where the images stay near
-those of a VAE when both are reduced to a few pixels, the VAE determines what is drawn, and the discriminator how.
+A discriminator alone did not keep `gan-faces` from drawing the same face for every latent. With an anchor, the
+images, reduced to a few pixels, stay near those of a VAE; the discriminator determines their details.
 """
 
 from __future__ import annotations
@@ -39,16 +39,13 @@ class Anchor:
         ):
             if actual != expected:
                 raise RecipeError(f"anchor.model: {self.card.name} has the {what} {actual}, the recipe {expected}")
-        # x * std + mean is the image in bytes; from it subtract the recipe's mean, then divide by its std.
-        parameters = [theirs.mean, theirs.std, preprocess.mean, preprocess.std]
-        mean, std, own_mean, own_std = torch.tensor(parameters, device=accelerator.device)[:, :, None, None]
-        self._gain, self._offset = std / own_std, (mean - own_mean) / own_std
+        self._gain, self._offset = theirs.units_of(preprocess, accelerator.device)
         network = network.to(accelerator.device).eval()
         assert isinstance(network, SupportsDecode)  # noqa: S101  as every network whose task is to generate
         self._network = network
 
     def copies(self, step: int) -> bool:
-        """Return whether the generator still copies all of the trained one's images in `step`, which counts from 0."""
+        """Return whether `step`, which counts from 0, is one of the first, in which whole images are copied."""
         return step < self._section.copy_steps
 
     def loss(self, images: Tensor, latents: Tensor, step: int) -> Tensor:

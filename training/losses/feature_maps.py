@@ -43,10 +43,7 @@ class FeatureMaps:
             raise RecipeError(f"{section.folder} reads {target.mode} images, not {source.mode}")
         self._side, self._taps, self._accelerator = section.side, section.taps, accelerator
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        # x * std + mean is the image in bytes; from it subtract the network's mean, then divide by its std.
-        parameters = torch.tensor([source.mean, source.std, target.mean, target.std], device=accelerator.device)
-        mean, std, target_mean, target_std = parameters[:, :, None, None]
-        self._gain, self._offset = std / target_std, (mean - target_mean) / target_std
+        self._gain, self._offset = source.units_of(target, accelerator.device)
         self._layers = features[: section.taps[-1] + 1].eval().requires_grad_(False)
         _fuse(self._layers)
         _accelerate_gradients(self._layers)

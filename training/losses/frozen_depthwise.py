@@ -26,7 +26,7 @@ class FrozenDepthwise(nn.Module):
 
     @staticmethod
     def fits(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-        """Return whether the module is a depthwise convolution with one step and one margin for both directions."""
+        """Return whether it is a depthwise convolution with one kernel size, stride and padding for both directions."""
         return (
             isinstance(module, nn.Conv2d)
             and module.groups == module.in_channels == module.out_channels > 1
@@ -38,11 +38,9 @@ class FrozenDepthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        conv, padding = self.conv, 0
+        conv, padding = self.conv, int(self.conv.padding[0])
         if isinstance(conv, SameConv2d):
-            x = conv.pad(x)
-        elif conv.padding != (0, 0):
-            padding = conv.kernel_size[0] // 2
+            x, padding = conv.pad(x), 0
         outputs: Tensor = _Depthwise.apply(x, conv.weight, conv.bias, conv.stride[0], padding)
         return outputs
 
