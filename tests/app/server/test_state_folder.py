@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.server.state_folder import prepare
-from app.settings import PROJECT, ConfigurationError
+from app.settings import PROJECT
 from tests.app.server.test_process import serving
 
 pytestmark = pytest.mark.usefixtures("_restore_logging")
@@ -75,14 +75,18 @@ def test_a_read_only_command_creates_no_folder(tmp_path: Path) -> None:
 def test_a_folder_without_write_permission_is_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
-    os.seteuid(NOBODY)
-    try:
-        with pytest.raises(
-            ConfigurationError, match=r"VESTIBULE_STATE: no file can be created in .*: Permission denied"
-        ):
-            prepare(tmp_path)
-    finally:
-        os.seteuid(0)
+    # In a process of its own: the user id is that of all threads, also of those of a service that a fixture holds.
+    prepare_as_nobody = f"""
+import os, pathlib
+from app.server.state_folder import prepare
+os.seteuid({NOBODY})
+prepare(pathlib.Path({str(tmp_path)!r}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", prepare_as_nobody], check=False, cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
+    error = f"ConfigurationError: VESTIBULE_STATE: no file can be created in {tmp_path}: Permission denied"
+    assert done.stderr.splitlines()[-1].endswith(error), done.stderr
 
 
 @pytest.mark.parametrize(
