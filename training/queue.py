@@ -74,13 +74,13 @@ class QueueEntry(Section):
         """The model's name, the stem of its recipe's file."""
         return self.recipe.stem
 
-    def read(self) -> Any:
-        """Read the recipe as the script does.
+    def read(self, overrides: Sequence[str] = ()) -> Any:
+        """Read the recipe as the script does, with the same `overrides`.
 
         Raises:
             RecipeError: see `read_recipe`; the recipe has another name than its file.
         """
-        recipe: Any = read_recipe(_FORMS[self.script], self.recipe)
+        recipe: Any = read_recipe(_FORMS[self.script], self.recipe, overrides)
         if recipe.name != self.name:
             raise RecipeError(f"{self.recipe}: the recipe is named {recipe.name}")
         return recipe
@@ -147,16 +147,22 @@ def is_evaluated(card: ModelCard) -> bool:
 
 
 class Queue:
-    """Runs the steps of each model as commands on the CPUs of this process."""
+    """Runs the steps of each model as commands on the CPUs of this process.
 
-    def __init__(self, entries: Sequence[QueueEntry], lock: int, *, reproduce: bool = False):
+    `overrides` are applied to all recipes (see `read_recipe`); with `reproduce`, shipped models are trained too.
+    """
+
+    def __init__(
+        self, entries: Sequence[QueueEntry], lock: int, *, reproduce: bool = False, overrides: Sequence[str] = ()
+    ):
         self._entries = {entry.name: entry for entry in entries}
         self._lock = lock
         self._reproduce = reproduce
+        self._overrides = overrides
 
     def is_done(self, entry: QueueEntry) -> bool:
         """Return whether the model is shipped, or trained and evaluated."""
-        shipped = not self._reproduce and is_trained(weights_folder() / entry.name, entry.read())
+        shipped = not self._reproduce and is_trained(weights_folder() / entry.name, entry.read(self._overrides))
         return shipped or next(self._missing_steps(entry), None) is None
 
     def work(self, name: str) -> bool:
@@ -173,7 +179,7 @@ class Queue:
 
         Whether a step is missing is decided after the one before has been run.
         """
-        recipe = entry.read()
+        recipe = entry.read(self._overrides)
         export = runs_folder() / entry.name / "export" / entry.name
         if not is_trained(export, recipe):
             teacher = recipe.loss.teacher if isinstance(recipe, EmbedRecipe) else ""
@@ -181,7 +187,8 @@ class Queue:
                 options = ["--model", str(exported(teacher))] if exported(teacher).is_dir() else []
                 yield "teach", teacher, ["teach", recipe.data.name, "--name", teacher, *options]
             option = "--resume" if _can_resume(recipe) else "--overwrite"
-            yield "train", entry.name, [entry.script, str(entry.recipe), option]
+            overrides = [f"--set={override}" for override in self._overrides]
+            yield "train", entry.name, [entry.script, str(entry.recipe), option, *overrides]
         if entry.evaluate and not is_evaluated(checkpoint.read_card(export)):
             command, *options = entry.evaluate
             yield "evaluate", entry.name, ["evaluate", command, str(export), *options]
@@ -265,6 +272,9 @@ def main(
     queue: Annotated[Path, typer.Option(help="The file that lists the models.")] = QUEUE,
     cpus: Annotated[str | None, typer.Option(help="CPUs to use, as 0 or 0-3; default: all.")] = None,
     reproduce: Annotated[bool, typer.Option("--reproduce", help="Train shipped models again.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="As train.epochs=1, for all recipes; repeatable.")
+    ] = None,
 ) -> None:
     """Train all shipped models by their recipes, one after the other."""
     with exit_on_error():
@@ -276,7 +286,7 @@ def main(
             raise RecipeError(f"{queue} has no {', '.join(sorted(unknown))}; it has {', '.join(in_order)}")
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         with only_queue() as lock:
-            trainer = Queue(entries, lock, reproduce=reproduce)
+            trainer = Queue(entries, lock, reproduce=reproduce, overrides=overrides or ())
             failed = [name for name in in_order if (not names or name in names) and not trainer.work(name)]
     if failed:
         typer.echo(f"error: failed: {', '.join(failed)}; see {log_file()}", err=True)

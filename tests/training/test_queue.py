@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,18 @@ def test_the_shipped_queue_names_every_model_that_is_trained_here() -> None:
         assert needed & set(names) <= set(before), entry.name
 
 
+def test_the_script_for_a_gpu_names_models_of_the_queue() -> None:
+    names = {entry.name for entry in queue.read_queue(queue.QUEUE)}
+    script = (ROOT / "benchmarks/gpu.sh").read_text()
+    lists = dict(re.findall(r"^(\w+)=\(([^)]+)\)$", script, re.MULTILINE))
+    assert lists.keys() == {"cifar", "by_recipe"}
+    assert {name for text in lists.values() for name in text.split()} | {"efficientnet-cifar10"} <= names
+    settings = re.findall(r"--set '?((?!train)[^'\s]+)", script)
+    assert len(settings) == 3
+    recipe = read_recipe(Recipe, ROOT / "training/recipes/efficientnet-cifar10.toml", settings)
+    assert recipe.preprocess.size == (224, 224)
+
+
 def test_shipped_weights_of_the_same_recipe_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VESTIBULE_WEIGHTS", str(ROOT / "weights"))
     entry = next(entry for entry in queue.read_queue(queue.QUEUE) if entry.name == "lenet5-mnist")
@@ -131,6 +144,20 @@ def test_queue_trains_evaluates_skips_and_continues_after_failures(small: Path) 
     assert not done(reproduce=True).is_done(entries[1])
     edit(small / "recipes/more.toml", "epochs = 4", "epochs = 2")
     assert not done().is_done(entries[1])  # another recipe of the same name is another model
+
+
+def test_overrides_train_another_model_than_the_shipped_one(small: Path) -> None:
+    assert invoke(small, "more").exit_code == 0
+    shutil.copytree(small / "runs/more/export/more", small / "weights/more")
+    result = invoke(small, "more", "--set", "train.epochs=2", "--set", "train.batch_size=64")
+    assert result.exit_code == 0, result.output
+    card = checkpoint.read_card(small / "runs/more/export/more")
+    assert card.training is not None
+    assert (card.training.recipe["train"]["epochs"], card.training.recipe["train"]["batch_size"]) == (2, 64)
+    assert [row["step"] for row in rows(small)] == ["train", "evaluate"] * 2
+    assert invoke(small, "more", "--set", "train.epochs=2", "--set", "train.batch_size=64").output == "more: done\n"
+    assert invoke(small, "more").output == "more: done\n"  # the shipped one
+    assert "unknown key train.epoch" in invoke(small, "more", "--set", "train.epoch=2").output
 
 
 def edit(file: Path, old: str, new: str) -> None:
