@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything that wants a GPU, unattended: the tests marked gpu; how fast its runtimes are and how near to torch's; the
 # service on it; the training queue: the CIFAR-10 networks at the length that two processor cores have no time for,
-# EfficientNet at its paper's resolution, the embedder, the generator and the denoiser by their recipes.
+# EfficientNet at its paper's resolution, the embedder, the generators of faces and the denoiser by their recipes.
 #
 #     VESTIBULE_DATASETS=... benchmarks/gpu.sh RESULTS [EPOCHS]
 #
@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 VESTIBULE_RUNS=${VESTIBULE_RUNS:-$results/runs}
 export VESTIBULE_RUNS
 
-# These are trained with EPOCHS, EfficientNet before those that it teaches.
+# These are trained for EPOCHS, after EfficientNet, which teaches some of them.
 cifar=(vgg8-cifar10-untaught vgg8-cifar10 resnet10-cifar10 inception-cifar10 densenet-cifar10 alexnet-cifar10)
 by_recipe=(mobilefacenet-distilled-64 mobilefacenet-distilled-112 mobilefacenet-distilled vae-faces gan-faces denoiser-photo)
 
