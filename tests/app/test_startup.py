@@ -45,6 +45,12 @@ def resources(folder: Path) -> tuple[set[int], list[str]]:
     return {thread.ident or 0 for thread in threading.enumerate()}, sorted(own)
 
 
+def check_nothing_is_left(folder: Path, before: tuple[set[int], list[str]]) -> None:
+    """Compare with an earlier `resources(folder)`. A thread may end a moment after it was told to."""
+    until(lambda: not resources(folder)[0] - before[0])
+    assert resources(folder)[1] == before[1]
+
+
 def start(settings: Settings) -> None:
     """Start the service without a server, and stop it again."""
 
@@ -107,8 +113,7 @@ def test_a_failed_startup_leaves_nothing_behind(break_it: Break, error: type[Exc
     before = resources(tmp_path)
     with pytest.raises(error):
         start(settings)
-    until(lambda: not resources(tmp_path)[0] - before[0])  # a thread ends a moment after it was told to
-    assert resources(tmp_path)[1] == before[1]
+    check_nothing_is_left(tmp_path, before)
 
 
 def test_a_port_in_use_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -121,8 +126,7 @@ def test_a_port_in_use_leaves_nothing_behind(tmp_path: Path) -> None:
         before = resources(tmp_path)
         with pytest.raises(SystemExit):
             _server(create_app(settings), settings, lambda port: None).run()
-        threads, descriptors = resources(tmp_path)
-    assert (threads - before[0], descriptors) == (set(), before[1])
+        check_nothing_is_left(tmp_path, before)
 
 
 def test_the_service_imports_nothing_that_few_requests_need() -> None:
