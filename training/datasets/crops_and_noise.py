@@ -107,7 +107,8 @@ def add_noise(clean: Tensor, section: NoiseSection, draw: torch.Generator) -> Te
     noisy = torch.where(clipped.to(clean.device), noisy.clamp(0, 1), noisy)
     if section.camera.share:
         photos = (torch.rand(len(clean), generator=draw) < section.camera.share).to(clean.device)
-        noisy[photos] = photograph(clean[photos], section.camera, draw)
+        if photos.any():
+            noisy[photos] = photograph(clean[photos], section.camera, draw)
     return noisy
 
 

@@ -75,3 +75,11 @@ def test_a_share_of_the_images_are_photos() -> None:
     assert stats.binomtest(int(photos.sum()), 1000, 0.3).pvalue > 0.001
     # White noise is what it was without photos.
     assert torch.equal(noisy[~photos], add_noise(clean, section, draw())[~photos])
+
+
+def test_batches_without_photos_keep_their_white_noise() -> None:
+    section = NoiseSection(sigma=(20, 30), clipped=0, validation=(25,))
+    some = section.model_copy(update={"camera": camera(blur=0.8, jpeg=50).model_copy(update={"share": 0.5})})
+    clean = torch.rand(1, 3, 8, 8, generator=draw())
+    alone = [torch.equal(add_noise(clean, some, draw(n)), add_noise(clean, section, draw(n))) for n in range(200)]
+    assert stats.binomtest(sum(alone), 200, 0.5).pvalue > 0.001
